@@ -1,0 +1,21 @@
+"""LaunchRequest: one command as text, complete before anything is started. Pure: printing it is what --dry-run does."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRequest:
+    """What starts one stage (or prepare): argv, and the environment that is added to the caller's."""
+
+    stage: str
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    world: int
+
+    def shell_text(self) -> str:
+        """One line for a POSIX shell that does the same without this program."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env]
+        return " ".join(["env", *assignments, shlex.join(self.argv)] if assignments else [shlex.join(self.argv)])

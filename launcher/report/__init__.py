@@ -1,0 +1,1 @@
+"""Events and metrics to a summary, and the summary to text."""

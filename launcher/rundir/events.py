@@ -1,0 +1,34 @@
+"""events.jsonl: what happened, one JSON object a line, only ever appended. A torn last line is skipped by readers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def append_event(path: Path, kind: str, **fields: object) -> None:
+    """Append {"t": seconds since the epoch, "kind": …, …} with one write, so that writers of several ranks do not mix."""
+    line = json.dumps({"t": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def read_events(path: Path) -> Iterator[dict[str, object]]:
+    """Every whole line, oldest first; nothing where the file is absent."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event

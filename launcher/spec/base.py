@@ -1,0 +1,30 @@
+"""What every block of the job file shares: strictness, and the few text types that may be written in it.
+
+ASK. Pydantic models are validated in JSON mode (see spec/load.py): strict, so that `true`, `3.0` and `"3"` are not 3.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+
+class Block(BaseModel):
+    """A mapping of the job file: unknown keys are errors, numbers are finite, nothing is changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+
+
+def _auto_is_none(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+# `auto` and an absent value mean the same: the plan chooses and says why. Written `Annotated[int | None, Auto]`.
+Auto = BeforeValidator(_auto_is_none)
+
+# No control characters (C0, DEL, C1) and no bidirectional overrides: these texts reach terminals, files and argv.
+_PLAIN = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+$"
+Text = Annotated[str, StringConstraints(pattern=_PLAIN, max_length=4096)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$", max_length=63)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=255)]

@@ -1,0 +1,58 @@
+"""JobSpec: all that a user says, frozen. ASK: no I/O, no choice, no derived value. Fields across blocks: spec/chain.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launcher.spec.base import Auto, Block, EnvName, Name, Text
+from launcher.spec.model import ModelSpec
+from launcher.spec.stages import BatchSpec, Stage
+
+
+class ClusterSpec(Block):
+    """Where the job runs."""
+
+    backend: Literal["local", "ssh", "slurm", "kubernetes", "mpi"] = Field("local", description="how ranks are started")
+    hostfile: Text | None = Field(None, description="DeepSpeed hostfile, `host slots=8` a line; local: this machine")
+    slots: Annotated[int | None, Auto] = Field(
+        None, ge=1, le=1024, description="ranks on this machine; None: its GPUs, or one CPU process for each core, at most 2"
+    )
+    gpu: Text | None = Field(None, description="GPU name of the catalogue, to plan away from the cluster")
+    env: dict[EnvName, Text] = Field(default_factory=dict, description="environment of every rank; not for secrets")
+
+
+class Offload(Block):
+    """Where optimizer states and parameters rest between their uses."""
+
+    optimizer: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 1 or higher; nvme needs 3")
+    parameters: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 3")
+
+
+class ParallelSpec(Block):
+    """Degrees. data parallel = ranks / (tensor x pipeline x sequence)."""
+
+    tensor: int = Field(1, ge=1, le=1024, description="ranks that share each matrix")
+    pipeline: int = Field(1, ge=1, le=1024, description="groups of layers, each on its own rank")
+    sequence: int = Field(1, ge=1, le=1024, description="ranks that share each sequence (Ulysses)")
+    zero: Annotated[Literal[0, 1, 2, 3] | None, Auto] = Field(None, description="ZeRO stage; None: the plan chooses")
+    offload: Annotated[Offload | None, Auto] = Field(None, description="None: the plan chooses")
+    checkpointing: Annotated[Literal["none", "full"] | None, Auto] = Field(
+        None, description="activation checkpointing; None: the plan chooses"
+    )
+
+
+class JobSpec(Block):
+    """One job: a model, a cluster, and stages in the order they run."""
+
+    spec_version: Literal[1] = Field(1, description="version of this format")
+    name: Name = Field(description="lower-case letters, digits, - and _")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random")
+    model: ModelSpec
+    cluster: ClusterSpec = ClusterSpec()
+    parallel: Annotated[ParallelSpec | None, Auto] = Field(None, description="None: the plan chooses")
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Auto] = Field(None, description="None: the plan chooses")
+    batch: BatchSpec = BatchSpec()
+    tensorboard: bool = Field(True, description="write TensorBoard event files")
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=64, description="run in this order")

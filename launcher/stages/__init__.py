@@ -1,0 +1,1 @@
+"""Node side: one file per stage, one story each, started with python -m launcher.stages."""

@@ -1,0 +1,1 @@
+"""DO: facts, preflight, watch, resume. Policy is pure and apart."""
