@@ -72,24 +72,73 @@ class LauncherError(Exception):
 
 
 # --- E1xx: the job file and the command line -------------------------------------------------------------------
-_code("E101", title="file not readable", when="The job file does not exist, is a folder or may not be read.",
-      remedy="Check the path and its permissions.")
-_code("E102", title="not YAML", when="The text cannot be parsed as one YAML document of plain values.",
-      remedy="Mend the line that is named; tabs, several documents, tags, anchors and aliases are refused.")
+_code(
+    "E101",
+    title="file not readable",
+    when="The job file does not exist, is a folder or may not be read.",
+    remedy="Check the path and its permissions.",
+)
+_code(
+    "E102",
+    title="not YAML",
+    when="The text cannot be parsed as one YAML document of plain values.",
+    remedy="Mend the line that is named; tabs, several documents, tags, anchors and aliases are refused.",
+)
 _code("E103", title="duplicate key", when="The same key stands twice in one mapping.", remedy="Keep one of the two lines.")
-_code("E104", title="unknown key", when="A key is not part of the job file.", remedy="Use the suggested key or remove the line.")
+_code(
+    "E104", title="unknown key", when="A key is not part of the job file.", remedy="Use the suggested key or remove the line."
+)
 _code("E105", title="wrong type", when="A value has another type than the field.", remedy="Write a value of the named type.")
-_code("E106", title="value out of range", when="A value is of the right type but outside of what can work.",
-      remedy="Use a value inside the named bounds.")
+_code(
+    "E106",
+    title="value out of range",
+    when="A value is of the right type but outside of what can work.",
+    remedy="Use a value inside the named bounds.",
+)
 _code("E107", title="missing field", when="A field that only the user can know is absent.", remedy="Add the field.")
 _code("E108", title="unknown value", when="A value is not one of the allowed words.", remedy="Use one of the listed words.")
-_code("E109", title="fields exclude each other", when="Two fields contradict each other or one is needed by the other.",
-      remedy="Keep the one that you mean.")
-_code("E110", title="stage chain is broken",
-      when="`from` or `reward` names no stage, a later one, itself, or one that hands on the wrong kind of model.",
-      remedy="Name an earlier stage of the right kind.")
+_code(
+    "E109",
+    title="fields exclude each other",
+    when="Two fields contradict each other or one is needed by the other.",
+    remedy="Keep the one that you mean.",
+)
+_code(
+    "E110",
+    title="stage chain is broken",
+    when="`from` or `reward` names no stage, a later one, itself, or one that hands on the wrong kind of model.",
+    remedy="Name an earlier stage of the right kind.",
+)
 _code("E111", title="usage", when="The command line is not understood.", remedy="See `launcher COMMAND --help`.")
-_code("E112", title="override not understood", when="A --set override names no field or has no value.",
-      remedy="Write --set path.to.field=value, with stages by their name.")
-_code("E113", title="no such run", when="RUN is no run folder, run id or job name below the runs folder.",
-      remedy="`launcher status` lists the runs that are there.")
+_code(
+    "E112",
+    title="override not understood",
+    when="A --set override names no field or has no value.",
+    remedy="Write --set path.to.field=value, with stages by their name.",
+)
+_code(
+    "E113",
+    title="no such run",
+    when="RUN is no run folder, run id or job name below the runs folder.",
+    remedy="`launcher status` lists the runs that are there.",
+)
+
+# --- E2xx: the plan ------------------------------------------------------------------------------------------------
+
+# --- E3xx: DeepSpeed configs ---------------------------------------------------------------------------------------
+
+# --- E4xx: the machine or cluster is not ready ---------------------------------------------------------------------
+
+# --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
+
+# --- E53x-E54x: data and tokenizer, found by prepare ---------------------------------------------------------------
+
+# --- E55x-E56x: training stages on the nodes -----------------------------------------------------------------------
+
+# --- E9xx: ours ----------------------------------------------------------------------------------------------------
+_code(
+    "E901",
+    title="a bug in launcher",
+    when="Something failed that is not the user's doing.",
+    remedy="The traceback is in the file that is named; please report it.",
+)

@@ -41,7 +41,9 @@ class Lora(Block):
     rank: int = Field(16, ge=1, le=4096, description="inner dimension r")
     alpha: float = Field(32, gt=0, le=65536, description="scale; the update is alpha / rank * BA")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input")
-    targets: Literal["all-linear"] | tuple[Text, ...] = Field("all-linear", description="module names, or all linear layers but the head")
+    targets: Literal["all-linear"] | tuple[Text, ...] = Field(
+        "all-linear", description="module names, or all linear layers but the head"
+    )
 
 
 class ModelSpec(Block):
@@ -49,6 +51,8 @@ class ModelSpec(Block):
     revision: Text | None = Field(None, description="hub revision; None: the newest, recorded in the run")
     new: NewModel | None = Field(None, description="a new model instead of a source")
     tokenizer: Text | NewTokenizer | None = Field(None, description="hub id, folder or {train: …}; None: the source's own")
-    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"] | None, Auto] = Field(None, description="attention kernel")
+    attention: Annotated[Literal["eager", "sdpa", "flash_attention_2"] | None, Auto] = Field(
+        None, description="attention kernel"
+    )
     adapter: Lora | None = Field(None, description="train an adapter instead of all weights (not in pretrain)")
     quantize: Literal["nf4"] | None = Field(None, description="4-bit base under an adapter (QLoRA); sft, reward and dpo")

@@ -99,7 +99,9 @@ class Ppo(StageBase):
     lr: float = Field(1e-6, gt=0, le=10, description="peak learning rate of the actor")
     critic_lr: float = Field(1e-5, gt=0, le=10, description="peak learning rate of the critic")
     critic: Literal["reward", "policy"] = Field("reward", description="weights the critic starts from")
-    rollout: int | None = Field(None, ge=1, le=10**7, description="prompts per iteration over all GPUs; None: twice batch.global")
+    rollout: int | None = Field(
+        None, ge=1, le=10**7, description="prompts per iteration over all GPUs; None: twice batch.global"
+    )
     ppo_epochs: int = Field(2, ge=1, le=100, description="passes over a rollout")
     max_new_tokens: int = Field(128, ge=1, le=131_072, description="longest answer in tokens")
     temperature: float = Field(1.0, gt=0, le=10, description="of the sampling, and of the log-probabilities")
