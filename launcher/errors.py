@@ -5,8 +5,17 @@ docs/errors.md is built from CATALOGUE. Codes are an interface, wording is not. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Control characters but the newline, and the marks that reverse the direction of text: a terminal would obey them.
+_UNPRINTED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a terminal might obey written as an escape: users' text is shown, never executed."""
+    return _UNPRINTED.sub(lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +57,7 @@ class Problem:
     def text(self) -> str:
         """Two lines: `where [code] what` and an indented hint."""
         head = f"{self.where} [{self.code}] {self.what}".lstrip()
-        return f"{head}\n  hint: {self.hint}" if self.hint else head
+        return printable(f"{head}\n  hint: {self.hint}" if self.hint else head)
 
     def as_dict(self) -> dict[str, str]:
         return {"code": self.code, "where": self.where, "what": self.what, "hint": self.hint}
@@ -123,18 +132,596 @@ _code(
     remedy="`launcher status` lists the runs that are there.",
 )
 
+_code(
+    "E114",
+    title="local path not usable",
+    when="A model, tokenizer, data or host file named in the job does not exist, may not be read, or is of the wrong kind.",
+    remedy="Correct the path; it is relative to the job file.",
+)
+_code(
+    "E115",
+    title="field without effect",
+    when="A field is given that changes nothing beside the others.",
+    remedy="Remove it.",
+)
+_code(
+    "E116",
+    title="hostfile not understood",
+    when="A line of the hostfile is not `host slots=N`, or a host stands twice.",
+    remedy="Write one `host slots=N` a line.",
+)
+_code(
+    "E117",
+    title="sizes of the new model do not fit",
+    when="Heads do not divide the width or each other, or a head cannot take the family's positions.",
+    remedy="Use the named sizes.",
+)
+_code(
+    "E118",
+    title="environment variable refused",
+    when="cluster.env sets a variable that would run foreign code or that looks like a secret.",
+    remedy="Remove it from the job file; ranks inherit what the shell exports.",
+)
+_code(
+    "E119",
+    title="file is there already",
+    when="A file that would be written exists.",
+    remedy="Choose another place, or say --force.",
+)
+
 # --- E2xx: the plan ------------------------------------------------------------------------------------------------
+_code(
+    "E201",
+    title="not built yet",
+    when="The job asks for tensor, pipeline or sequence parallelism.",
+    remedy="Leave the degree at 1: all ranks are data parallel.",
+)
+_code(
+    "E202",
+    title="offload to NVMe is not built yet",
+    when="parallel.offload names nvme.",
+    remedy="Offload to cpu.",
+)
+_code(
+    "E203",
+    title="offload without effect",
+    when="DeepSpeed would ignore the offload, or change the optimizer without offloading.",
+    remedy="Use the ZeRO stage that is named, or leave the offload out.",
+)
+_code(
+    "E204",
+    title="batch arithmetic",
+    when="global is not micro x accumulation x data-parallel for any whole accumulation.",
+    remedy="Use one of the nearest numbers that are named, or leave batch.micro out.",
+)
+_code(
+    "E205",
+    title="precision not usable here",
+    when="The device cannot train in this precision, or DeepSpeed trains wrongly with it at this ZeRO stage.",
+    remedy="Use the precision or ZeRO stage that is named, or leave it out.",
+)
+_code(
+    "E206",
+    title="layer widths not packable",
+    when="A layer's width is no multiple of 32, which 4-bit weights need on a CPU.",
+    remedy="Change model.new, or leave model.quantize out.",
+)
+_code(
+    "E207",
+    title="longer than the model's positions",
+    when="data.max_tokens is above the number of positions of the model.",
+    remedy="Lower data.max_tokens.",
+)
+_code(
+    "E208",
+    title="prompt and answer longer than the model's positions",
+    when="data.max_tokens plus max_new_tokens of a ppo stage is above the positions of the model.",
+    remedy="Lower one of the two.",
+)
+_code(
+    "E209",
+    title="attention kernel not usable here",
+    when="flash_attention_2 needs a CUDA device of Ampere or newer and 16-bit precision.",
+    remedy="Leave model.attention out.",
+)
+_code(
+    "E210",
+    title="no plan fits",
+    when="No allowed combination of ZeRO stage, checkpointing, offload and micro-batch fits into the memory of a rank.",
+    remedy="Make the smallest change that is named.",
+)
+_code(
+    "E211",
+    title="disk too small for the plan",
+    when="The planned checkpoints and artifacts are larger than what is free on the disk of the run folder.",
+    remedy="Keep fewer checkpoints, free space, or choose another disk with --runs.",
+)
+_code(
+    "E212",
+    title="model family not supported",
+    when="model_type in config.json is none of the families that can be planned.",
+    remedy="Use a model of a family that is listed.",
+)
+_code(
+    "E213",
+    title="config.json broken",
+    when="A field of the model's config.json is missing or has a value that cannot be.",
+    remedy="Use the config.json that belongs to the weights.",
+)
+_code(
+    "E214",
+    title="adapter finds nothing",
+    when="model.adapter.targets names a module that the model's blocks do not have.",
+    remedy="Use the listed names, or all-linear.",
+)
+_code(
+    "E215",
+    title="no gain",
+    when="Only in `plan --all`: a candidate was not tried because a cheaper one does the same.",
+    remedy="Ask for it in `parallel` to have it all the same.",
+)
+_code(
+    "E216",
+    title="GPU to plan for",
+    when="cluster.gpu names no GPU of the catalogue, comes without a number of ranks, or is not what this machine has.",
+    remedy="Use a name that is listed, with cluster.slots; to run here, remove it.",
+)
 
 # --- E3xx: DeepSpeed configs ---------------------------------------------------------------------------------------
+_code(
+    "E301",
+    title="not JSON",
+    when="The DeepSpeed config cannot be parsed as one JSON object.",
+    remedy="Mend the line that is named; comments and trailing commas are no JSON.",
+)
+_code(
+    "E302",
+    title="duplicate key in a DeepSpeed config",
+    when="The same key stands twice in one object.",
+    remedy="Keep one of the two.",
+)
+_code(
+    "E303",
+    title="key that DeepSpeed ignores",
+    when="DeepSpeed does not know the key and says nothing.",
+    remedy="Use the suggested key or remove the line.",
+)
+_code(
+    "E304",
+    title="key that DeepSpeed refuses",
+    when="DeepSpeed does not know the key and stops with an error.",
+    remedy="Use the suggested key or remove the line.",
+)
+_code(
+    "E305",
+    title="value that DeepSpeed refuses",
+    when="A value has the wrong type or range.",
+    remedy="Use a value that is named.",
+)
+_code(
+    "E306",
+    title="removed feature",
+    when="This version of DeepSpeed stops on the key, even with enabled: false.",
+    remedy="Remove the key.",
+)
+_code(
+    "E307",
+    title="batch sizes contradict each other",
+    when="train_batch_size is not micro x accumulation x ranks for any number of ranks, or none of the sizes is given.",
+    remedy="Give two of the three, or make the three agree.",
+)
+_code(
+    "E308",
+    title="combination that trains wrongly",
+    when="DeepSpeed accepts the combination and computes something else.",
+    remedy="Use the ZeRO stage that is named.",
+)
+_code(
+    "E309",
+    title="setting without effect in this combination",
+    when="DeepSpeed accepts the setting and ignores it in this combination.",
+    remedy="Use the ZeRO stage that is named, or remove the line.",
+)
+_code(
+    "E310",
+    title="auto where DeepSpeed reads it",
+    when="DeepSpeed has no auto: it stops there, or silently takes its default.",
+    remedy="Write the number out.",
+)
+_code(
+    "E311",
+    title="unknown optimizer or scheduler",
+    when="The type is none that DeepSpeed or torch has under this name.",
+    remedy="Use the suggested name.",
+)
+_code(
+    "E312",
+    title="value that means something else",
+    when="DeepSpeed accepts the value and understands another thing.",
+    remedy="Use a value that is named.",
+)
+_code(
+    "E313",
+    title="combination that DeepSpeed refuses",
+    when="Two settings exclude each other.",
+    remedy="Keep one of the two.",
+)
+_code(
+    "E351",
+    title="deprecated key (warning)",
+    when="The key still works and has a new name.",
+    remedy="Use the new name.",
+)
+_code(
+    "E352",
+    title="auto that only transformers fills in (warning)",
+    when="transformers' Trainer replaces the value; DeepSpeed itself does not understand it.",
+    remedy="Write the number out.",
+)
+_code(
+    "E353",
+    title="section that acts elsewhere (warning)",
+    when="The section has an effect only together with code that reads it.",
+    remedy="Remove it if the code does not.",
+)
+_code(
+    "E354",
+    title="other than it looks (warning)",
+    when="The setting works and does something that its name does not say.",
+    remedy="Read the sentence and decide.",
+)
 
 # --- E4xx: the machine or cluster is not ready ---------------------------------------------------------------------
+_code(
+    "E401",
+    title="backend not built yet",
+    when="cluster.backend names a kind of cluster that this version cannot start ranks on.",
+    remedy="Use backend: local, or start the rendered commands by hand.",
+)
+_code(
+    "E402",
+    title="more slots than devices",
+    when="cluster.slots or the hostfile asks for more ranks than this machine can hold.",
+    remedy="Lower cluster.slots, or leave it out.",
+)
+_code(
+    "E403",
+    title="hostfile does not fit the backend",
+    when="The hostfile cannot be read, or names other hosts than this one for backend local.",
+    remedy="Name only localhost, or leave the hostfile out.",
+)
+_code(
+    "E404",
+    title="run folder not writable",
+    when="The runs folder cannot be made or written.",
+    remedy="Choose another folder with --runs or LAUNCHER_RUNS.",
+)
+_code(
+    "E406",
+    title="no free port",
+    when="No port for the ranks to meet on could be bound on this machine.",
+    remedy="End what holds the ports, or allow binding on 127.0.0.1.",
+)
+_code(
+    "E407",
+    title="package missing or too old",
+    when="A package that the ranks import is not installed in this Python, or in a version that is not supported.",
+    remedy="Install the named version.",
+)
+_code(
+    "E408",
+    title="path is gone",
+    when="A local model, tokenizer or data path of the job does not exist or cannot be read.",
+    remedy="Restore the path, or correct it in the job file.",
+)
+_code(
+    "E409",
+    title="not enough memory free",
+    when="Less memory is free on this machine than the plan needs at its peak.",
+    remedy="End what uses it, or plan smaller: fewer slots, a smaller micro-batch.",
+)
+_code(
+    "E410",
+    title="GPU not usable",
+    when="A GPU is present but its driver does not answer, or CUDA_VISIBLE_DEVICES cannot be understood.",
+    remedy="Mend the driver, or set CUDA_VISIBLE_DEVICES to numbers of GPUs that are there.",
+)
+_code(
+    "E411",
+    title="model config not readable",
+    when="config.json of model.source is missing, broken, or cannot be fetched from the hub.",
+    remedy="Check the path or the hub id, and the network or the login.",
+)
+_code(
+    "E412",
+    title="environment name is taken",
+    when="cluster.env sets a variable that the launcher itself sets for every rank.",
+    remedy="Remove the line.",
+)
+_code(
+    "E413",
+    title="hub not reachable",
+    when="A file of model.source or model.tokenizer is not in the cache, and the Hugging Face hub cannot be reached.",
+    remedy="Check the network, or name a local folder.",
+)
 
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
+_code(
+    "E501",
+    title="rank killed by a signal",
+    when="A rank ended by a signal, such as SIGKILL of the kernel when memory runs out.",
+    remedy="Read the log that is named; `launcher resume` goes on from the last checkpoint.",
+)
+_code(
+    "E502",
+    title="rank failed",
+    when="A rank ended with an error and left no description of its own.",
+    remedy="Read the log that is named.",
+)
+_code(
+    "E503",
+    title="launcher process ended early",
+    when="The deepspeed launcher ended, but not every rank left its success marker.",
+    remedy="`launcher resume` goes on from the last checkpoint.",
+)
+_code(
+    "E504",
+    title="world size differs",
+    when="A rank saw another number of ranks than the plan has.",
+    remedy="Do not start ranks by other means into the same run; resume.",
+)
+_code(
+    "E505",
+    title="artifact damaged",
+    when="A file of a finished stage is missing, added or changed against its manifest.",
+    remedy="Restore the file, or remove the artifact folder and resume: the stage is then redone.",
+)
+_code(
+    "E506",
+    title="gate not held",
+    when="A stage finished below the figure that its gate demands.",
+    remedy="Improve the stage, or lower the gate if the figure is good enough.",
+)
+_code(
+    "E507",
+    title="run is in use",
+    when="Another process of this or another host controls the run.",
+    remedy="Wait for it, or end it with `launcher stop`.",
+)
+_code(
+    "E508",
+    title="prepare failed",
+    when="The process that prepares data and models ended without saying why.",
+    remedy="Read the log that is named.",
+)
+_code(
+    "E509",
+    title="parent stage has not finished",
+    when="A stage cannot start because the stage that it starts from has handed on nothing.",
+    remedy="Run the parent stage first.",
+)
+_code(
+    "E510",
+    title="run folder not readable",
+    when="A file of the run folder is missing, damaged or was written by another version.",
+    remedy="Start a new run, or use the version that wrote it.",
+)
+_code(
+    "E511",
+    title="processes would not end",
+    when="Processes of the run are alive although they were told to stop and then killed.",
+    remedy="Look at the processes that are named; a driver or file system may hold them.",
+)
+_code(
+    "E512",
+    title="stage named that is not there",
+    when="--stage or STAGE names no stage of the job.",
+    remedy="Use one of the listed stages.",
+)
+
+_code(
+    "E513",
+    title="run folder failed under the run",
+    when="A file of the run folder could not be read or written while the run went on: a full, read-only or removed disk.",
+    remedy="Free space or mend the folder, then resume.",
+)
+_code(
+    "E514",
+    title="detached controller ended",
+    when="`run --detach` started a controller in the background, and it ended before it held the run.",
+    remedy="Read the controller.log that is named.",
+)
 
 # --- E53x-E54x: data and tokenizer, found by prepare ---------------------------------------------------------------
+_code(
+    "E530",
+    title="data not found",
+    when="A data file, folder or hub dataset does not exist or may not be read.",
+    remedy="Check data.source; local paths are relative to the job file.",
+)
+_code(
+    "E531",
+    title="data file not readable",
+    when="A data file is of no known kind, is damaged, or has changed while it was read.",
+    remedy="Write the file again as JSONL, JSON, CSV, Parquet, Arrow or text.",
+)
+_code(
+    "E532",
+    title="columns do not fit",
+    when="A column is missing, stands twice, or data.columns names one that is not there.",
+    remedy="Map the names with data.columns: {ours: theirs}.",
+)
+_code(
+    "E533",
+    title="shape not clear",
+    when="The columns fit several shapes or none, or rows of this shape cannot serve the stage.",
+    remedy="Write data.shape, or use data of another shape.",
+)
+_code(
+    "E534",
+    title="bad row",
+    when="A row cannot be used: broken JSON or UTF-8, a missing, empty or wrongly typed value, a prompt that holds its answer.",
+    remedy="Mend the row that is named, or write data.bad_rows: skip.",
+)
+_code(
+    "E535",
+    title="too many bad rows",
+    when="bad_rows is skip, but more than one row in ten, or every row, is bad.",
+    remedy="Mend the data; the first reasons are listed.",
+)
+_code(
+    "E536",
+    title="no rows",
+    when="A data file, split or side of the held-out split has no row.",
+    remedy="Use data with rows, or change data.split or data.held_out.",
+)
+_code(
+    "E537",
+    title="every row is too long",
+    when="No row is left after those longer than data.max_tokens are dropped.",
+    remedy="Raise data.max_tokens; the longest lengths are listed.",
+)
+_code(
+    "E538",
+    title="too few rows for a step",
+    when="There are fewer training rows than one optimizer step uses.",
+    remedy="Lower batch.global (ppo: rollout), or use more data.",
+)
+_code(
+    "E539",
+    title="data option does not apply",
+    when="A data option has no effect on this kind of source, such as split on a plain file.",
+    remedy="Remove the option.",
+)
+_code(
+    "E540",
+    title="tokenizer not usable",
+    when="The tokenizer cannot be loaded, is not a fast one, or has no end token.",
+    remedy="Name another tokenizer in model.tokenizer.",
+)
+_code(
+    "E541",
+    title="chat template missing",
+    when="The data are dialogues, and the tokenizer has no chat template.",
+    remedy="Use data of shape prompt_completion, or a tokenizer with a chat template.",
+)
+_code(
+    "E542",
+    title="chat template does not fit",
+    when="The template hides where answers stand, or answers would be trained without their end token.",
+    remedy="Use a tokenizer whose template marks answers and ends them with the end token.",
+)
+_code(
+    "E543",
+    title="no padding token",
+    when="The tokenizer has no padding token apart from its end token, and the model has no spare row for one.",
+    remedy="Use a tokenizer with its own padding token.",
+)
+_code(
+    "E544",
+    title="vocabulary larger than the model",
+    when="The tokenizer has more entries than the model has embedding rows.",
+    remedy="Use the tokenizer that belongs to the model.",
+)
+_code(
+    "E545",
+    title="longer than the model's positions",
+    when="data.max_tokens, or prompt plus answer in ppo, exceeds the positions of the model.",
+    remedy="Lower data.max_tokens or max_new_tokens.",
+)
+_code(
+    "E546",
+    title="model not usable",
+    when="The model's folder is missing or has no readable config.json or no safetensors weights.",
+    remedy="Name a Hugging Face folder with config.json and *.safetensors.",
+)
+_code(
+    "E547",
+    title="hub not reachable",
+    when="A model, tokenizer or dataset cannot be fetched from the Hugging Face hub.",
+    remedy="Check the id, the network and the access rights, or use a local folder.",
+)
 
 # --- E55x-E56x: training stages on the nodes -----------------------------------------------------------------------
+_code(
+    "E550",
+    title="ranks do not meet",
+    when="The number of ranks that were started is not the number that the plan asks for.",
+    remedy="Start the stage with the rendered command and hostfile, or plan again for the ranks there are.",
+)
+_code(
+    "E551",
+    title="another rank was lost",
+    when="A rank waited for another one whose process had ended.",
+    remedy="Look at the rank that failed first; this rank only noticed it.",
+)
+_code(
+    "E552",
+    title="engine differs from the plan",
+    when="DeepSpeed or the trainer would work with other numbers than the plan: batch sizes, ZeRO stage, precision, clipping.",
+    remedy="Render the run folder again; a hand-edited DeepSpeed config must agree with the stage order.",
+)
+_code(
+    "E553",
+    title="combination trains wrongly",
+    when="A combination that DeepSpeed or a library accepts but trains wrongly, such as bf16 or fp16 at ZeRO 0.",
+    remedy="Use the named setting instead.",
+)
+_code(
+    "E554",
+    title="loss is not a number",
+    when="The loss or a gradient norm became NaN or infinite.",
+    remedy="Lower the learning rate, raise the warm-up, or look at the rows of the named step.",
+)
+_code(
+    "E556",
+    title="model does not fit its use",
+    when="Weights are missing or left over beyond the expected head, or the pad token equals the end token.",
+    remedy="Start from a causal language model of the same architecture with a tokenizer that has its own pad token.",
+)
+_code(
+    "E557",
+    title="quantised base not possible",
+    when="The 4-bit base cannot be made: bitsandbytes is missing, no layer was quantised, or a width is no multiple of 32.",
+    remedy="Install zerolaunch[qlora], use widths that are multiples of 32, or train without quantize.",
+)
+_code(
+    "E558",
+    title="artifact does not verify",
+    when="What a stage wrote to hand on has missing, empty or non-finite tensors, or does not give the same logits.",
+    remedy="Nothing was handed on; the last checkpoint is kept. Resume the run.",
+)
+_code(
+    "E559",
+    title="packed rows see each other",
+    when="The attention kernel of this model lets a packed row see the row before it.",
+    remedy="Set packing: false, or another model.attention.",
+)
+_code(
+    "E560",
+    title="too few rows",
+    when="A split is empty, so that nothing can be trained or measured.",
+    remedy="Give more data, or another held_out.",
+)
 
+_code(
+    "E564",
+    title="policy left the reference",
+    when="In ppo the KL divergence to the reference passed kl_stop: the reward model has never seen such answers.",
+    remedy="Raise kl_coef, give kl_target, or lower lr; resume goes on from the last checkpoint.",
+)
+_code(
+    "E565",
+    title="tokenizers differ",
+    when="The reward model reads token numbers otherwise than the policy that it scores.",
+    remedy="Train the reward model from the same model as the policy.",
+)
+_code(
+    "E566",
+    title="no such model to try or export",
+    when="No stage of the run has finished and hands on a language model, or the stage named does not.",
+    remedy="Name a finished stage with --stage, or resume the run first.",
+)
 # --- E9xx: ours ----------------------------------------------------------------------------------------------------
 _code(
     "E901",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+# Every process of a run carries it in its environment, with the run folder's path: they are found by it, never by name.
+TOKEN = "LAUNCHER_RUN"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:

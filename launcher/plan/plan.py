@@ -26,6 +26,7 @@ class Machine:
     cores: int
     bf16: bool
     fp16: bool
+    devices: tuple[int, ...] = ()  # numbers of the GPUs that are meant, as the driver counts; empty on CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class StagePlan:
     checkpoint_every: int
     num_params: int
     num_trainable: int
+    hidden: int  # width of the model: sizes DeepSpeed's buckets
     memory: Memory
     reasons: tuple[Reason, ...] = ()
     rejected: tuple[Rejected, ...] = ()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from launcher.spec.base import Block, Name, Text
 
+Fraction = Annotated[float, Field(gt=0, le=0.5)]
 Shape = Literal["text", "prompt_completion", "instruction", "messages", "preference", "prompts"]
 
 # The embedded corpus: the docstrings and the language reference of the Python that runs (train/pydocs.py).
 PYTHON_DOCS = "python-docs"
+
+
+class DataSource(Block):
+    """A second file or split, read with the same shape and columns as the data it belongs to."""
+
+    source: Text | None = Field(None, description="None: the same source as the training data")
+    split: Text = Field("train", description="split of a hub dataset")
 
 
 class DataSpec(Block):
@@ -39,18 +47,8 @@ class DataSpec(Block):
     )
     limit: int | None = Field(None, ge=1, le=10**12, description="use only the first rows; None: all")
     bad_rows: Literal["fail", "skip"] = Field("fail", description="a row that cannot be used: stop, or skip and count it")
-    held_out: float | DataSource | None = Field(
+    held_out: Fraction | DataSource | None = Field(
         None,
         description="rows for evaluation: a fraction split off by a hash of the row, or another file or split;"
         " None: 0.05 (python-docs brings its own split)",
     )
-
-
-class DataSource(Block):
-    """A second file or split, read with the same shape and columns as the data it belongs to."""
-
-    source: Text | None = Field(None, description="None: the same source as the training data")
-    split: Text = Field("train", description="split of a hub dataset")
-
-
-DataSpec.model_rebuild()

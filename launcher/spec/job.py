@@ -49,10 +49,10 @@ class JobSpec(Block):
     spec_version: Literal[1] = Field(1, description="version of this format")
     name: Name = Field(description="lower-case letters, digits, - and _")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random")
-    model: ModelSpec
-    cluster: ClusterSpec = ClusterSpec()
+    model: ModelSpec = Field(description="`source`, a model to start from, or `new`, one to draw")
+    cluster: ClusterSpec = ClusterSpec.model_construct()
     parallel: Annotated[ParallelSpec | None, Auto] = Field(None, description="None: the plan chooses")
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Auto] = Field(None, description="None: the plan chooses")
-    batch: BatchSpec = BatchSpec()
+    batch: BatchSpec = BatchSpec.model_construct()
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=64, description="run in this order")

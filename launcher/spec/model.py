@@ -31,7 +31,7 @@ class TrainTokenizer(Block):
 
 
 class NewTokenizer(Block):
-    train: TrainTokenizer
+    train: TrainTokenizer = Field(description="made on the spot, of `vocab` entries")
 
 
 class Lora(Block):

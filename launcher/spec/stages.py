@@ -10,6 +10,7 @@ from launcher.spec.base import Auto, Block, Name
 from launcher.spec.data import DataSpec
 
 Kind = Literal["pretrain", "sft", "reward", "ppo", "dpo"]
+Moment = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BatchSpec(Block):
@@ -36,11 +37,11 @@ class StageBase(Block):
     parent: Name | None = Field(
         None, alias="from", description="earlier stage whose model this one starts from; None: the stage before, or the model"
     )
-    data: DataSpec
+    data: DataSpec = Field(description="`source`, and how its rows are read")
     steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps (ppo: rollout iterations); None: by epochs")
     epochs: float | None = Field(None, gt=0, le=10_000, description="passes over the data; None: 1 where steps is absent")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW, on matrices only")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
+    betas: tuple[Moment, Moment] = Field((0.9, 0.999), description="AdamW moments")
     eps: float = Field(1e-8, gt=0, le=1, description="AdamW denominator")
     clip: float = Field(1.0, gt=0, le=1e6, description="largest global gradient norm")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
@@ -55,7 +56,7 @@ class StageBase(Block):
 
     @property
     def stage_name(self) -> str:
-        return self.name or self.kind  # type: ignore[attr-defined,no-any-return]
+        return self.name or self.kind  # type: ignore[attr-defined]
 
 
 class Pretrain(StageBase):

@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a virtual environment with the pinned versions of constraints.txt.
+# A machine needs Python 3.11 or newer, git and make. VENV=/elsewhere moves the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-gpu check goldens docs bench clean
+
+help:
+	@echo "make demo      train the embedded default through all five stages (minutes on two cores)"
+	@echo "make test      all tests"
+	@echo "make check     linters, types, import contracts and the tests that need no torch (under a minute)"
+	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
+	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"
+	@echo "make bench     the benchmarks of benchmarks/"
+
+# torch comes first and alone: a range would pull a build for CUDA where none is wanted.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(READY)
+
+demo: $(READY)
+	$(BIN)/launcher run examples/tiny.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest tests/gpu
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit tests/arch tests/docs
+
+goldens: $(READY)
+	$(BIN)/python -m launcher.cli.goldens
+	GOLDENS=write $(BIN)/python -m pytest -q tests/unit/cli/test_error_goldens.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/validate.py
+	$(BIN)/python benchmarks/first_step.py
+	$(BIN)/python benchmarks/demo.py
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,63 @@
+"""Backend name -> its module, from a table, imported when it is asked for. Kinds that are not built yet are refused here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol, cast
+
+from launcher.backends.request import LaunchRequest
+from launcher.errors import LauncherError, Problem
+from launcher.plan.plan import Machine, Plan
+from launcher.rundir.folder import RunDir
+from launcher.spec.job import JobSpec
+
+BACKENDS = {"local": "launcher.backends.local"}
+_HUB = "launcher.backends.hub"
+_NVML = "pynvml"
+
+
+class Backend(Protocol):
+    """What every backend's module offers, all of it pure."""
+
+    def find_problems(self, job: JobSpec) -> list[Problem]: ...
+
+    def hostfile_text(self, machine: Machine) -> str: ...
+
+    def prepare_request(self, job: JobSpec, run: RunDir) -> LaunchRequest: ...
+
+    def stage_request(self, job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest: ...
+
+
+class Hub(Protocol):
+    def fetch_json(self, model_id: str, name: str, revision: str | None) -> dict[str, object]: ...
+
+
+def find_backend_problems(name: str) -> list[Problem]:
+    """Empty where ranks can be started on this kind of cluster."""
+    if name in BACKENDS:
+        return []
+    hint = f"use backend: {_listed(list(BACKENDS))}, which starts ranks on this machine"
+    return [Problem(code="E401", where="cluster.backend", what=f"backend {name!r} is not built yet", hint=hint)]
+
+
+def load_backend(name: str) -> Backend:
+    """LauncherError E401 where the kind is not built yet."""
+    problems = find_backend_problems(name)
+    if problems:
+        raise LauncherError(problems)
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def load_hub() -> Hub:
+    return cast(Hub, importlib.import_module(_HUB))
+
+
+def load_nvml() -> ModuleType:
+    """pynvml, imported where there may be a GPU: it costs every other start 12 ms."""
+    return importlib.import_module(_NVML)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,158 @@
+"""The only door to processes on the control side: start one, ask how it is, find those of a run, signal them.
+
+DO, thin: no decision is made here. Processes of a run are found by their token (LAUNCHER_RUN) in /proc, never by name, and
+are signalled only after their start time was compared, so that a reused pid of somebody else is never hit. Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.backends.request import TOKEN, LaunchRequest
+from launcher.errors import EXIT_RUN
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One live process, named so that a later process with the same pid is another one."""
+
+    pid: int
+    started_ticks: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What /proc/<pid>/stat says. `wait_status` is known only in the moment between death and being reaped."""
+
+    state: str
+    started_ticks: int
+    wait_status: int
+
+    @property
+    def dead(self) -> bool:
+        return self.state in "ZX"
+
+
+def read_stat(pid: int) -> Stat | None:
+    """None where there is no such process."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the command name before it may hold blanks and brackets
+    return Stat(state=fields[0], started_ticks=int(fields[19]), wait_status=int(fields[49]))
+
+
+def is_alive(process: Process) -> bool:
+    stat = read_stat(process.pid)
+    return stat is not None and not stat.dead and stat.started_ticks == process.started_ticks
+
+
+class Child:
+    """A started request: the leader of its own session, so that a terminal's Ctrl-C reaches only the controller."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]):
+        self._popen = popen
+        self.pid = popen.pid
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._popen.poll()
+
+
+def start(request: LaunchRequest, *, cwd: Path, log: Path, base_env: Mapping[str, str]) -> Child:
+    """Start in a new session, stdin closed, both outputs appended to `log`. OSError as exec raises it."""
+    return _start(request.argv, cwd=cwd, log=log, env={**base_env, **dict(request.env)})
+
+
+def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> Child:
+    """Start a program that outlives this one."""
+    return _start(argv, cwd=cwd, log=log, env=dict(os.environ))
+
+
+def _start(argv: Sequence[str], *, cwd: Path, log: Path, env: dict[str, str]) -> Child:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return Child(
+            subprocess.Popen(
+                list(argv),
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+
+
+def run_in_foreground(argv: Sequence[str]) -> int:
+    """Run a tool on this terminal and wait: it has our stdin, outputs and Ctrl-C. Exit code, 5 where a signal ended it."""
+    quiet = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    code = subprocess.run(list(argv), env={**os.environ, **quiet}, check=False).returncode
+    return code if code >= 0 else EXIT_RUN
+
+
+def find_processes(token: str) -> list[Process]:
+    """Live processes of this user that carry the token, but not this one."""
+    wanted, found = f"{TOKEN}={token}".encode(), []
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if entry.stat().st_uid != os.getuid():
+                continue
+            environ = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile, or it is not ours to read
+        stat = read_stat(int(entry.name))
+        if wanted in environ and stat is not None and not stat.dead:
+            found.append(Process(int(entry.name), stat.started_ticks, _rank(environ)))
+    return found
+
+
+def _rank(environ: Sequence[bytes]) -> int | None:
+    """The rank that launch.py gave; None for the launcher's own processes."""
+    values = dict(item.split(b"=", 1) for item in environ if b"=" in item)
+    rank, local = values.get(b"RANK", b""), values.get(b"LOCAL_RANK", b"")
+    return int(rank) if rank.isdigit() and local.isdigit() else None
+
+
+def send(process: Process, number: signal.Signals) -> None:
+    """Signal exactly this process; nothing where it has ended."""
+    if not is_alive(process):
+        return
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def end_processes(
+    token: str, *, grace_s: float, hurry: Callable[[], bool] = lambda: False, kill_wait_s: float = 5.0
+) -> tuple[list[Process], list[Process]]:
+    """TERM all processes of the token, KILL what is left after `grace_s` or when `hurry()`. (Found at first, still alive.)"""
+    found = find_processes(token)
+    for process in found:
+        send(process, signal.SIGTERM)
+        send(process, signal.SIGCONT)  # a stopped process takes its TERM only when it runs again
+    left = _wait_until_gone(token, grace_s, hurry)
+    for process in left:
+        send(process, signal.SIGKILL)
+    return found, _wait_until_gone(token, kill_wait_s, lambda: False) if left else []
+
+
+def _wait_until_gone(token: str, wait_s: float, hurry: Callable[[], bool]) -> list[Process]:
+    deadline_s = time.monotonic() + wait_s
+    while (left := find_processes(token)) and time.monotonic() < deadline_s and not hurry():
+        time.sleep(0.05)
+    return left

@@ -1,0 +1,70 @@
+"""Catalogue and parser -> docs/errors.md and docs/cli.md. `python -m launcher.cli.docs [ROOT]` writes them; a test compares."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from launcher.cli.main import COMMANDS, make_parser
+from launcher.errors import CATALOGUE, EXIT_CODES
+from launcher.rundir.folder import write_atomic
+
+_BANDS = {
+    "1": "the job file and the command line",
+    "2": "the plan",
+    "3": "DeepSpeed configs",
+    "4": "the machine or cluster",
+    "5": "the run",
+    "9": "ours",
+}
+
+
+def errors_text() -> str:
+    """docs/errors.md: one section a band, one row a code."""
+    made = "Built by `python -m launcher.cli.docs` from `launcher/errors.py`. Codes are stable, wording is not."
+    lines = ["# Errors", "", made]
+    for band, title in _BANDS.items():
+        codes = sorted(code for code in CATALOGUE if code[1] == band)
+        lines += ["", f"## E{band}xx: {title} (exit code {EXIT_CODES[band]})", ""]
+        lines += ["| code | | when | what to do |", "|---|---|---|---|"]
+        for code in codes:
+            info = CATALOGUE[code]
+            lines.append(f"| {code} | {info.title} | {_cell(info.when)} | {_cell(info.remedy)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cli_text() -> str:
+    """docs/cli.md: the help of the program and of each command, as they print it on 100 columns."""
+    parser = make_parser(COMMANDS)
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = ["# Commands", "", "Built by `python -m launcher.cli.docs` from the parser.", "", "```", _help(parser), "```"]
+    for name in COMMANDS:
+        lines += ["", f"## launcher {name}", "", "```", _help(commands.choices[name]), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    """One form for every Python from 3.11 on: they wrap usage lines differently, so these are made one line."""
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+    text = parser.format_help().strip()
+    usage, _, rest = text.partition("\n\n")
+    return " ".join(usage.split()) + f"\n\n{rest}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def doc_texts() -> dict[str, str]:
+    """Path below the repository -> text."""
+    return {"docs/errors.md": errors_text(), "docs/cli.md": cli_text()}
+
+
+def main(root: Path) -> None:
+    for name, text in doc_texts().items():
+        write_atomic(root / name, text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path())

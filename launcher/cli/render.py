@@ -1,0 +1,38 @@
+"""`launcher render JOB -o DIR`: every file and command of `run`, as a run folder that works without this program."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from launcher.cli.common import add_job, add_json, add_runs, runs_root, show, show_json
+from launcher.errors import EXIT_DONE, LauncherError, Problem
+from launcher.rundir.folder import RunDir
+from launcher.spec.load import open_job
+from launcher.supervise.create import Planned, make_folder, write_run
+from launcher.supervise.planning import plan_of
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_job(parser)
+    add_json(parser)
+    add_runs(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder to write; must not exist yet")
+
+
+def run(args: Namespace) -> int:
+    loaded = open_job(args.job, args.overrides)
+    plan = plan_of(loaded, runs_root=runs_root(args))
+    run_dir = RunDir(Path(os.path.realpath(args.output)))
+    if run_dir.path.exists():
+        what = "is there already; nothing is written over"
+        raise LauncherError(Problem(code="E404", where=str(args.output), what=what, hint="name a folder that does not exist"))
+    make_folder(run_dir)
+    write_run(run_dir, Planned(job=loaded.job, job_text=loaded.text, plan=plan))
+    files = sorted(str(path.relative_to(run_dir.path)) for path in run_dir.path.rglob("*") if path.is_file())
+    if args.json:
+        show_json({"schema": 1, "folder": str(run_dir.path), "files": files})
+    else:
+        show("\n".join(str(run_dir.path / name) for name in files))
+    return EXIT_DONE

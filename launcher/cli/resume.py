@@ -1,0 +1,52 @@
+"""`launcher resume RUN [JOB]`: go on with a run. Finished stages are kept where their inputs are unchanged."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from launcher.cli.common import add_json, add_run, runs_root, show
+from launcher.cli.run import add_stage, finish
+from launcher.errors import LauncherError, Problem
+from launcher.rundir.find import find_run
+from launcher.spec.load import LoadedJob, open_job
+from launcher.supervise.control import check_same_job, check_stage, control, stored_job, written_bytes
+from launcher.supervise.create import Planned
+from launcher.supervise.planning import plan_here
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "job", metavar="JOB", nargs="?", type=Path, help="changed job file; only stages that it changes are redone"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="change one field of JOB (repeatable)",
+    )
+    add_json(parser)
+    add_stage(parser)
+
+
+def run(args: Namespace) -> int:
+    folder = find_run(args.run, runs_root(args))
+    loaded = _loaded(args) or stored_job(folder)
+    check_same_job(folder, loaded.job)
+    plan = plan_here(loaded, runs_root=folder.path, written_bytes=written_bytes(folder))
+    planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
+    check_stage(planned, args.stage)
+    show(str(folder.path))
+    return finish(folder, control(folder, planned, only=args.stage), as_json=args.json)
+
+
+def _loaded(args: Namespace) -> LoadedJob | None:
+    if args.job is not None:
+        return open_job(args.job, args.overrides)
+    if args.overrides:
+        what = "--set changes a job file, and none is given"
+        raise LauncherError(Problem(code="E111", where="", what=what, hint="launcher resume RUN JOB --set PATH=VALUE"))
+    return None

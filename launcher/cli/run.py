@@ -1,0 +1,121 @@
+"""`launcher run JOB`: plan, make the run folder, walk the chain under supervision. The first line on stdout is the folder."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launcher.backends.local import PREPARE
+from launcher.backends.shell import Child, start_detached
+from launcher.cli.common import add_job, add_json, add_runs, runs_root, say, show, show_json
+from launcher.cli.report import write_report
+from launcher.errors import EXIT_DONE, EXIT_STOPPED, LauncherError, Problem
+from launcher.report.summary import summarize
+from launcher.report.table import report_text
+from launcher.rundir.folder import RunDir
+from launcher.spec.load import open_job
+from launcher.supervise import preflight
+from launcher.supervise.chain import Ending
+from launcher.supervise.control import check_stage, control
+from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
+from launcher.supervise.lock import find_owner
+from launcher.supervise.planning import plan_here
+
+DETACH_WAIT_S = 20.0
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_job(parser)
+    add_runs(parser)
+    add_json(parser)
+    add_stage(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would run; write and start nothing")
+    parser.add_argument("--detach", action="store_true", help="return once the run has started; see status, logs, stop")
+
+
+def add_stage(parser: ArgumentParser) -> None:
+    parser.add_argument("--stage", metavar="NAME", help="run only this stage of the chain")
+
+
+def run(args: Namespace) -> int:
+    loaded, root = open_job(args.job, args.overrides), runs_root(args)
+    planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan_here(loaded, runs_root=root))
+    check_stage(planned, args.stage)
+    folder = new_run(root, planned.job.name, now=datetime.now(UTC), random_bytes=os.urandom)
+    if args.dry_run:
+        return _dry_run(args, folder, planned)
+    preflight.check(planned.job, planned.plan, writable=root)
+    make_folder(folder)
+    if args.detach:
+        return _detach(args, folder, planned)
+    show(str(folder.path))
+    return finish(folder, control(folder, planned, only=args.stage), as_json=args.json)
+
+
+def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:
+    """The end table on stdout and in the folder, the first cause of a failure on stderr; the exit code."""
+    summary = summarize(folder, alive=False)
+    write_report(folder, summary)
+    if as_json:
+        show_json(summary.as_dict())
+    else:
+        show(f"\n{report_text(summary)}")
+    if ending.state == "stopped":
+        say(f"stopped; go on with: launcher resume {shlex.quote(str(folder.path))}")
+        return EXIT_STOPPED
+    if ending.state == "failed":
+        error = LauncherError(ending.problems)
+        say(error.text())
+        return error.exit_code
+    return EXIT_DONE
+
+
+def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:
+    """The lines of a shell that do the same: the first writes the run folder, which the others read."""
+    overrides = [word for one in args.overrides for word in ("--set", one)]
+    render = [sys.executable, "-P", "-m", "launcher", "render", os.path.abspath(args.job), *overrides]
+    commands = [shlex.join([*render, "-o", str(folder.path)])]
+    commands += [
+        request.shell_text()
+        for request in requests(folder, planned)
+        if args.stage in (None, request.stage) or request.stage == PREPARE
+    ]
+    if args.json:
+        show_json({"schema": 1, "run": str(folder.path), "commands": commands})
+    else:
+        show("\n".join(commands))
+    return EXIT_DONE
+
+
+def _detach(args: Namespace, folder: RunDir, planned: Planned) -> int:
+    """Hand the run to a controller in a session of its own, and return when it holds the run."""
+    write_run(folder, planned)
+    stage = ["--stage", args.stage] if args.stage else []
+    argv = [sys.executable, "-P", "-m", "launcher", "resume", str(folder.path), *stage]
+    log = folder.path / "controller.log"
+    child = start_detached(argv, cwd=folder.path, log=log)
+    _wait_until_held(folder, child, log)
+    show(str(folder.path))
+    if args.json:
+        show_json({"schema": 1, "run": str(folder.path), "pid": child.pid})
+    else:
+        say(f"process {child.pid} goes on with it; see launcher status, logs, stop")
+    return EXIT_DONE
+
+
+def _wait_until_held(folder: RunDir, child: Child, log: Path) -> None:
+    """LauncherError where the controller ends before it has taken the run."""
+    deadline_s = time.monotonic() + DETACH_WAIT_S
+    while find_owner(folder) is None and time.monotonic() < deadline_s:
+        code = child.poll()
+        if code is not None and code != EXIT_DONE:
+            what = f"the detached controller ended with exit code {code}"
+            raise LauncherError(Problem(code="E514", where=str(folder.path), what=what, hint=f"read {log}"))
+        if code == EXIT_DONE:
+            return
+        time.sleep(0.05)

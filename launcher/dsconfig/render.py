@@ -1,0 +1,96 @@
+"""(JobSpec, StagePlan) -> the DeepSpeed config of one stage, with every value written out and nothing left "auto".
+
+DERIVE, pure. There is no "optimizer" and no "scheduler" section: the stage makes a torch AdamW, and where both are given
+DeepSpeed takes the stage's without a word. Written for DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+from launcher.plan.memory import LIVE_PARAMETERS, reduce_bucket_elements
+from launcher.plan.plan import StagePlan
+from launcher.spec.job import JobSpec
+
+DsConfig = dict[str, object]
+
+NEVER = 2**31 - 1  # steps_per_print has no "off"
+WHOLE_MODEL = 2**63 - 1  # DeepSpeed's own default of stage3_model_persistence_threshold: no limit
+ALLGATHER_ELEMENTS = 500_000_000
+SUB_GROUP_ELEMENTS = 1_000_000_000
+
+
+def ds_config(job: JobSpec, stage: StagePlan) -> DsConfig:
+    """The whole config of one stage, as DeepSpeed reads it from JSON."""
+    clip = next(spec.clip for spec in job.stages if spec.stage_name == stage.name)
+    return {
+        "train_batch_size": stage.global_batch,
+        "train_micro_batch_size_per_gpu": stage.micro_batch,
+        "gradient_accumulation_steps": stage.grad_accum,
+        "gradient_clipping": clip,
+        "zero_optimization": zero_section(stage),
+        "bf16": {"enabled": stage.precision == "bf16"},
+        "fp16": fp16_section(stage),
+        # torch's AdamW is not on DeepSpeed's list of tested optimizers; it is element-wise, so flat pieces are right
+        "zero_allow_untested_optimizer": True,
+        # keep torch's AdamW under offload too: DeepSpeedCPUAdam would have to be compiled on every node
+        "zero_force_ds_cpu_optimizer": False,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "steps_per_print": NEVER,
+        "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},  # the default waits for the device at each step
+    }
+
+
+def fp16_section(stage: StagePlan) -> DsConfig:
+    """Dynamic loss scale. In the step where the scale grows DeepSpeed halves the gradient, so it grows rarely."""
+    if stage.precision != "fp16":
+        return {"enabled": False}
+    return {
+        "enabled": True,
+        "auto_cast": False,
+        "loss_scale": 0,
+        "initial_scale_power": 16,
+        "loss_scale_window": 1000,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    }
+
+
+def zero_section(stage: StagePlan) -> DsConfig:
+    """zero_optimization. Bucket sizes from hidden^2, as transformers fills in its "auto", but never of a few matrices."""
+    if stage.zero == 0:
+        return {"stage": 0}
+    shared: DsConfig = {
+        "stage": stage.zero,
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+        "reduce_scatter": True,
+        "reduce_bucket_size": reduce_bucket_elements(stage.hidden, num_trainable=stage.num_trainable),
+        "allgather_partitions": True,
+        "allgather_bucket_size": ALLGATHER_ELEMENTS,
+        "round_robin_gradients": False,
+        "sub_group_size": SUB_GROUP_ELEMENTS,
+        "offload_optimizer": _offload(stage.offload_optimizer),
+    }
+    return shared | (_stage3(stage) if stage.zero == 3 else {})
+
+
+def _stage3(stage: StagePlan) -> DsConfig:
+    return {
+        "overlap_comm": True,
+        "offload_param": _offload(stage.offload_parameters),
+        "stage3_prefetch_bucket_size": max(1, 9 * stage.hidden**2 // 10),
+        "stage3_param_persistence_threshold": 10 * stage.hidden,
+        "stage3_model_persistence_threshold": WHOLE_MODEL,
+        "stage3_max_live_parameters": LIVE_PARAMETERS,
+        "stage3_max_reuse_distance": LIVE_PARAMETERS,
+        # without it the Trainer writes no model.safetensors, and the next stage has nothing to start from
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_gradients": False,
+    }
+
+
+def _offload(place: str) -> DsConfig:
+    return {"device": place, "pin_memory": place == "cpu"}

@@ -1,0 +1,142 @@
+"""(stage, what was chosen) -> why each number is what it is, in the order a reader asks. DERIVE, text only."""
+
+from __future__ import annotations
+
+from launcher.plan.asked import DEFAULT_MAX_TOKENS, answer_tokens, batch_of, parallel_of
+from launcher.plan.choose import ENOUGH_TOKENS, SAFE, Chosen, Ground
+from launcher.plan.legality import Case
+from launcher.plan.memory import Load
+from launcher.plan.plan import Reason
+from launcher.spec.stages import Stage
+from launcher.units import bytes_text, count_text
+
+
+def reasons_of(
+    case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen, *, checkpoint_every: int
+) -> tuple[Reason, ...]:
+    """One reason for each number of the stage's plan."""
+    found = [
+        _world(case, ground),
+        _zero(case, ground, chosen),
+        *_offload(case, chosen),
+        _precision(case, ground),
+        _checkpointing(case, chosen),
+        _batch(case, stage, load, ground, chosen),
+        _max_tokens(case, stage),
+        _checkpoints(stage, checkpoint_every),
+        *_adapter(case, load),
+    ]
+    if (chosen.memory.p_fit or 0) < SAFE:
+        text = f"fits with probability {chosen.memory.p_fit:.2f} only: nothing that is allowed needs less"
+        found.append(Reason(code="memory.tight", text=text))
+    return tuple(found)
+
+
+def _world(case: Case, ground: Ground) -> Reason:
+    asked = case.job.cluster.slots
+    devices = "CPU processes" if case.cpu else f"{case.machine.gpu or 'GPU'} ranks"
+    source = "as cluster.slots asks" if asked else "all this machine offers"
+    return Reason(code="world.asked" if asked else "world.machine", text=f"{ground.dp} {devices}, {source}, all data parallel")
+
+
+def _zero(case: Case, ground: Ground, chosen: Chosen) -> Reason:
+    zero, need = chosen.layout.zero, f"{bytes_text(chosen.memory.peak_bytes)} of {bytes_text(chosen.memory.limit_bytes)}"
+    if parallel_of(case.job).zero is not None:
+        return Reason(code="zero.asked", text=f"ZeRO-{zero} as parallel.zero asks: {need}")
+    if zero == 1 and ground.precision != "fp32":
+        text = (
+            f"ZeRO-1 is the smallest that is right in {ground.precision}: DeepSpeed trains wrongly in 16 bit at ZeRO 0; {need}"
+        )
+        return Reason(code="zero.16_bit_needs_1", text=text)
+    if zero == 1 and ground.dp > 1:
+        text = f"ZeRO-1 sends the same bytes as ZeRO-0, keeps the optimizer once, and reports the gradient norm; {need}"
+        return Reason(code="zero.1_costs_nothing", text=text)
+    return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
+
+
+def _offload(case: Case, chosen: Chosen) -> list[Reason]:
+    rung, asked = chosen.rung, parallel_of(case.job).optimizer is not None
+    places = {"optimizer": rung.offload_optimizer, "parameters": rung.offload_parameters}
+    offloaded = [name for name, place in places.items() if place == "cpu"]
+    if not offloaded:
+        return []
+    why = "as parallel.offload asks" if asked else "nothing fits without it; each step waits for the host's memory"
+    return [Reason(code="offload.asked" if asked else "offload.needed", text=f"{' and '.join(offloaded)} on the CPU: {why}")]
+
+
+def _precision(case: Case, ground: Ground) -> Reason:
+    precision = ground.precision
+    if case.job.precision:
+        return Reason(code="precision.asked", text=f"{precision} as asked")
+    if case.cpu:
+        return Reason(code="precision.cpu", text="fp32: 16 bit is no faster on a CPU and rounds")
+    if precision == "fp32":
+        return Reason(code="precision.zero_0", text="fp32: parallel.zero 0 is wrong in 16 bit")
+    why = "this GPU has it and it needs no loss scale" if precision == "bf16" else "this GPU has no bf16; the loss is scaled"
+    return Reason(code=f"precision.{precision}", text=f"{precision}: {why}")
+
+
+def _checkpointing(case: Case, chosen: Chosen) -> Reason:
+    kept = chosen.layout.checkpointing
+    if parallel_of(case.job).checkpointing:
+        return Reason(code="checkpointing.asked", text=f"activation checkpointing {kept} as asked")
+    if kept == "none":
+        return Reason(code="checkpointing.not_needed", text="activations fit without recomputing them")
+    return Reason(
+        code="checkpointing.saves_memory", text="activations are recomputed, a third more compute: nothing cheaper fits"
+    )
+
+
+def _batch(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen) -> Reason:
+    micro, accum = chosen.layout.micro_batch, ground.rows // chosen.layout.micro_batch
+    text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load)} a step"
+    if batch_of(case.job, stage).micro_seqs:
+        return Reason(code="batch.asked", text=f"{text}, micro as asked")
+    if accum == 1:
+        return Reason(code="batch.one_pass", text=f"{text}: all rows of a rank fit in one pass")
+    tokens = micro * load.sequences_per_row * load.row_tokens
+    larger = next((size for size in range(micro + 1, ground.rows + 1) if ground.rows % size == 0), micro)
+    if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device]:
+        return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
+    return Reason(code="batch.largest_that_fits", text=f"{text}: the largest micro-batch that fits")
+
+
+def _rows_text(load: Load) -> str:
+    return {"reward": "pairs", "dpo": "pairs", "ppo": "answers", "pretrain": "blocks"}.get(load.kind, "rows")
+
+
+def _max_tokens(case: Case, stage: Stage) -> Reason:
+    asked, answer, positions = stage.data.max_tokens, answer_tokens(stage), case.shape.positions
+    behind = f" and {answer} of the answer" if answer else ""
+    if asked:
+        return Reason(
+            code="max_tokens.asked", text=f"{asked} tokens a row{behind} as asked; the model has {positions} positions"
+        )
+    if positions - answer <= DEFAULT_MAX_TOKENS:
+        return Reason(
+            code="max_tokens.positions", text=f"all {positions} positions of the model{behind and ', less' + behind[4:]}"
+        )
+    return Reason(code="max_tokens.default", text=f"{DEFAULT_MAX_TOKENS} tokens a row{behind}, the default")
+
+
+def _checkpoints(stage: Stage, every: int) -> Reason:
+    if stage.checkpoint_every:
+        return Reason(code="checkpoints.asked", text=f"a checkpoint every {every} steps as asked, {stage.keep} kept")
+    why = "about five a stage, at least 25 steps apart" if stage.steps else "the number of steps is known when data is prepared"
+    return Reason(code="checkpoints.default", text=f"a checkpoint every {every} steps, {stage.keep} kept: {why}")
+
+
+def _adapter(case: Case, load: Load) -> list[Reason]:
+    """What an adapter and a 4-bit base mean for this stage, where a reader could take it for something else."""
+    if case.job.model.adapter is None:
+        return []
+    text = f"LoRA trains {count_text(load.num_adapter)} of {count_text(load.num_params)} parameters"
+    found = [Reason(code="adapter.lora", text=text)]
+    if load.quantized:
+        found.append(
+            Reason(code="quantize.nf4", text="the frozen base is held in 4 bits (nf4), the merged model is written unquantized")
+        )
+    elif case.job.model.quantize:
+        text = f"{load.kind} trains its adapter on the unquantized merged model: nf4 holds for sft, reward and dpo"
+        found.append(Reason(code="quantize.not_in_ppo", text=text))
+    return found

@@ -1,0 +1,77 @@
+"""A stage that does not fit -> the least it needs, and the smallest change of the job that would make it fit. DERIVE, pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import replace
+
+from launcher.plan.choose import LADDER, UNPINNED, Ground, Pinned, best_micro, choose, host_fits, unsuited
+from launcher.plan.memory import Load
+from launcher.plan.plan import Memory
+from launcher.spec.model import Lora
+
+_TOKEN_STEP = 64
+_MOST_RANKS = 1024
+
+
+def smallest_change(load: Load, ground: Ground, pinned: Pinned) -> tuple[Memory, str]:
+    """The memory of the leanest plan that is allowed, and one sentence with the first change that works."""
+    change = next(_changes(load, ground, pinned), "use a smaller model or a device with more memory")
+    return _leanest(load, ground, pinned), change
+
+
+def _leanest(load: Load, ground: Ground, pinned: Pinned) -> Memory:
+    rungs = [rung for rung in LADDER if pinned.allows(rung) and unsuited(rung, ground, pinned) is None]
+    rungs = rungs or [rung for rung in LADDER if pinned.allows(rung)]
+    lean = pinned if pinned.micro else replace(pinned, micro=1)
+    tried = [best_micro(load, ground, rung, lean) for rung in rungs]
+    on_host = [memory for layout, memory in tried if host_fits(memory, layout, ground)]
+    return min(on_host or [memory for _, memory in tried], key=lambda memory: memory.peak_bytes)
+
+
+def _changes(load: Load, ground: Ground, pinned: Pinned) -> Iterator[str]:
+    """From the change that costs the user least to the one that costs most; only changes that were tried and fit."""
+    if pinned.micro and choose(load, ground, replace(pinned, micro=None)):
+        yield "leave batch.micro out: a smaller micro-batch fits"
+    if pinned != UNPINNED:
+        freed = choose(load, ground, UNPINNED)
+        if freed:
+            yield f"leave parallel and batch.micro out: {freed.rung.text()}, micro-batch {freed.layout.micro_batch} fits"
+    tokens = _tokens_that_fit(load, ground, pinned)
+    if tokens:
+        yield f"lower data.max_tokens so that a row has at most {tokens} tokens instead of {load.row_tokens}"
+    if load.adapter is None and load.kind != "pretrain" and choose(replace(load, adapter=Lora()), ground, pinned):
+        yield "train an adapter instead of all weights: model.adapter {kind: lora}"
+    if (
+        load.adapter
+        and not load.quantized
+        and load.kind in ("sft", "reward", "dpo")
+        and choose(replace(load, quantized=True), ground, pinned)
+    ):
+        yield "keep the base in 4 bits under the adapter: model.quantize nf4"
+    ranks = _ranks_that_fit(load, ground, pinned)
+    if ranks:
+        yield f"use {ranks} GPUs of this kind instead of {ground.dp}"
+
+
+def _tokens_that_fit(load: Load, ground: Ground, pinned: Pinned) -> int | None:
+    """The longest row, in steps of 64 tokens, that fits; at least a quarter of what was asked, else the change is not small."""
+    steps = range(-(-load.row_tokens // (4 * _TOKEN_STEP)), -(-load.row_tokens // _TOKEN_STEP))
+    fitting = bisect_left(
+        steps, True, key=lambda step: not choose(replace(load, row_tokens=step * _TOKEN_STEP), ground, pinned)
+    )
+    return steps[fitting - 1] * _TOKEN_STEP if fitting else None
+
+
+def _ranks_that_fit(load: Load, ground: Ground, pinned: Pinned) -> int | None:
+    """Doubling the GPUs helps where states are split; processes of one host share its memory, so not on a CPU."""
+    if ground.machine.device == "cpu":
+        return None
+    dp = 2 * ground.dp
+    while dp <= _MOST_RANKS:
+        wider = replace(ground, dp=dp, global_batch=max(1, ground.global_batch // dp) * dp)
+        if choose(load, wider, pinned):
+            return dp
+        dp *= 2
+    return None

@@ -1,0 +1,174 @@
+"""`python -m launcher.stages VERB …`: what runs on the nodes. Prepare once, then one `train` process per rank and stage.
+
+    prepare RUN            the whole chain's data and tokenizer, one CPU process
+    train RUN STAGE        one rank of one stage; RANK, WORLD_SIZE, MASTER_ADDR … as the deepspeed command sets them
+    generate RUN …         try a trained model
+    export RUN …           write a plain Hugging Face folder
+
+DO. A rank writes stages/<stage>/logs/rank<N>.log, then either done/rank<N>.json as its very last act, or problems/rank<N>.json.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from launcher.errors import EXIT_BUG, EXIT_USAGE, LauncherError, Problem
+from launcher.rundir.folder import RunDir, write_json
+from launcher.rundir.order import StageOrder, read_order
+from launcher.spec.job import JobSpec
+
+TOOLS = {"generate": "launcher.stages.generate", "export": "launcher.stages.export"}  # each has main(argv) -> exit code
+STORIES = {kind: f"launcher.stages.{kind}" for kind in ("pretrain", "sft", "reward", "dpo", "ppo")}  # each has run(…)
+
+PR_SET_PDEATHSIG = 1
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code. `train` and `prepare` do not return: they leave by os._exit, past the exit handlers of the libraries."""
+    match argv:
+        case ["prepare", run]:
+            leave(prepare(RunDir(Path(run).resolve())))
+        case ["train", run, stage]:
+            leave(train(RunDir(Path(run).resolve()), stage))
+        case [verb, *rest] if verb in TOOLS:
+            return int(importlib.import_module(TOOLS[verb]).main(rest))
+    sys.stderr.write(str(__doc__))
+    return EXIT_USAGE
+
+
+def leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def prepare(run: RunDir) -> int:
+    """Everything before the first rank: prepare/log.txt, then prepare/done.json or prepare/problems.json."""
+    folder = run.path / "prepare"
+    _start_log(folder / "log.txt")
+    _clear(folder / "done.json", folder / "problems.json")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        importlib.import_module("launcher.stages.prepare").run(run, _job(run))
+    except Exception as error:
+        return _failed(error, folder / "problems.json")
+    write_json(folder / "done.json", {"t": time.time()})
+    return 0
+
+
+def train(run: RunDir, stage_name: str) -> int:
+    """One rank of one stage, from its log to its marker."""
+    rank, stage_dir = int(os.environ.get("RANK", "0")), run.stage(stage_name)
+    _start_log(stage_dir.rank_log(rank))
+    _clear(stage_dir.done(rank), stage_dir.problem(rank))
+    die_with_parent()
+    try:
+        job, order = _job(run), read_order(run.order(stage_name))
+        stage = next(stage for stage in job.stages if stage.stage_name == stage_name)
+        _check_world(order)
+        _environment(order)
+        importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
+        importlib.import_module("launcher.train.ranks").leave()
+    except Exception as error:
+        return _failed(error, stage_dir.problem(rank))
+    write_json(stage_dir.done(rank), {"world": order.world, "t": time.time()})
+    return 0
+
+
+def _job(run: RunDir) -> JobSpec:
+    return JobSpec.model_validate_json(run.job_json.read_text(encoding="utf-8"))
+
+
+def _check_world(order: StageOrder) -> None:
+    """Before anything waits for anybody: a stage planned for N ranks is never trained by another number."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != order.world:
+        raise LauncherError(
+            Problem(
+                code="E550",
+                where=f"stage {order.stage}",
+                what=f"{world} ranks were started, the plan is for {order.world}",
+                hint=f"start exactly {order.world} ranks, or plan again for {world}",
+            )
+        )
+
+
+def _environment(order: StageOrder) -> None:
+    """What the libraries read when they are imported. Given values win, so that a rendered command can change them."""
+    if order.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_HUB_OFFLINE", "1"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("DO_NOT_TRACK", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def die_with_parent() -> None:
+    """A rank whose launcher was killed ends too, instead of holding its GPU. Linux only; elsewhere the launcher must."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _start_log(path: Path) -> None:
+    """Send stdout and stderr, of Python and of C libraries alike, to `path` before anything heavy is imported."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _clear(*markers: Path) -> None:
+    for marker in markers:
+        marker.unlink(missing_ok=True)
+
+
+def _failed(error: Exception, path: Path) -> int:
+    """Tell the log and the problems file; the exit code. A user's mistake carries no traceback."""
+    text = traceback.format_exc()
+    told: dict[str, object] = {"t": time.time()}
+    if isinstance(error, LauncherError):
+        told["problems"], code = [problem.as_dict() for problem in error.problems], error.exit_code
+        sys.stderr.write(error.text() + "\n")
+    else:
+        problem = _lost_peer(text) or _bug(error, path)
+        told["problems"], code = [problem.as_dict()], 5 if problem.code == "E551" else EXIT_BUG
+        told["traceback"] = text
+        sys.stderr.write(text)
+    write_json(path, json.loads(json.dumps(told, default=str)))
+    return code
+
+
+def _lost_peer(text: str) -> Problem | None:
+    if not any(sign in text for sign in LOST_PEER):
+        return None
+    return Problem(code="E551", where="", what="waited for a rank that had ended", hint="look at the rank that failed first")
+
+
+def _bug(error: Exception, path: Path) -> Problem:
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return Problem(code="E901", where="", what=what, hint=f"the traceback is in {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""(job, this machine) -> Machine and ModelShape, the planner's two arguments. DO, only looking; torch is never imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.backends.registry import load_hub
+from launcher.errors import LauncherError, Problem
+from launcher.plan.known_shapes import KNOWN_CONFIGS
+from launcher.plan.plan import Machine
+from launcher.plan.shape import ModelShape, shape_from_config, shape_of_new
+from launcher.rundir.folder import read_json
+from launcher.spec.job import ClusterSpec, JobSpec
+from launcher.spec.model import NewTokenizer
+from launcher.supervise.gpus import BF16_SINCE, FP16_SINCE, GpuFact, catalogue_name, find_gpus
+from launcher.supervise.host import free_disk_bytes, total_memory_bytes, usable_cores
+from launcher.supervise.hostfile import local_slots
+
+MOST_CPU_RANKS_BY_DEFAULT = 2
+
+
+def detect_machine(
+    job: JobSpec, *, runs_root: Path, written_bytes: int = 0, environ: Mapping[str, str] = os.environ
+) -> Machine:
+    """This machine with the ranks that the job asks of it. LauncherError E402, E403, E410.
+
+    What a run has already written of its plan (`written_bytes`) counts as free.
+    """
+    gpus = find_gpus(environ)
+    asked = asked_slots(job.cluster, num_gpus=len(gpus))
+    disk_bytes = free_disk_bytes(runs_root) + written_bytes
+    return _gpu_machine(gpus[:asked], disk_bytes) if gpus else _cpu_machine(asked, disk_bytes)
+
+
+def asked_slots(cluster: ClusterSpec, *, num_gpus: int) -> int:
+    """Ranks on this machine: cluster.slots, the hostfile, or what there is. LauncherError E402 where they cannot be had."""
+    listed = local_slots(Path(cluster.hostfile)) if cluster.hostfile else None
+    if cluster.slots and listed and cluster.slots > listed:
+        raise LauncherError(_too_many(cluster.slots, f"the hostfile lists {listed} slots for this machine", listed))
+    asked = cluster.slots or listed or num_gpus or min(MOST_CPU_RANKS_BY_DEFAULT, usable_cores())
+    if num_gpus and asked > num_gpus:
+        raise LauncherError(_too_many(asked, f"{num_gpus} GPUs can be used here", num_gpus))
+    return asked
+
+
+def _too_many(asked: int, have: str, most: int) -> Problem:
+    hint = f"set cluster.slots to {most} or leave it out; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU"
+    return Problem(code="E402", where="cluster.slots", what=f"{asked} ranks are asked for, but {have}", hint=hint)
+
+
+def _gpu_machine(gpus: list[GpuFact], disk_bytes: int) -> Machine:
+    """The smallest memory and the oldest capability decide: all ranks run the same plan."""
+    capability = min(gpu.capability for gpu in gpus)
+    return Machine(
+        device="cuda",
+        slots=len(gpus),
+        gpu=catalogue_name(min(gpus, key=lambda gpu: gpu.total_bytes)),
+        memory_bytes=min(gpu.total_bytes for gpu in gpus),
+        host_memory_bytes=total_memory_bytes(),
+        disk_free_bytes=disk_bytes,
+        cores=usable_cores(),
+        bf16=capability >= BF16_SINCE,
+        fp16=capability >= FP16_SINCE,
+        devices=tuple(gpu.number for gpu in gpus),
+    )
+
+
+def _cpu_machine(slots: int, disk_bytes: int) -> Machine:
+    host_bytes = total_memory_bytes()
+    return Machine(
+        device="cpu",
+        slots=slots,
+        gpu=None,
+        memory_bytes=host_bytes // slots,
+        host_memory_bytes=host_bytes,
+        disk_free_bytes=disk_bytes,
+        cores=usable_cores(),
+        bf16=True,
+        fp16=False,
+    )
+
+
+def find_shape(job: JobSpec) -> ModelShape:
+    """From model.new, a folder, the table of well-known models, or the hub.
+
+    LauncherError E408, E411 and those of the shape.
+    """
+    model = job.model
+    if model.new is not None:
+        return shape_of_new(model.new, _vocab(model.tokenizer))
+    assert model.source is not None  # spec: one of the two
+    if model.source in KNOWN_CONFIGS and model.revision is None:
+        return shape_from_config(KNOWN_CONFIGS[model.source], file=model.source)
+    config, place = _json_of(model.source, "config.json", model.revision, field="model.source")
+    return shape_from_config(config, file=place)
+
+
+def _vocab(tokenizer: str | NewTokenizer | None) -> int:
+    """Entries of the tokenizer that a new model is drawn for."""
+    if isinstance(tokenizer, NewTokenizer):
+        return tokenizer.train.vocab
+    assert tokenizer is not None  # spec: a new model needs a tokenizer
+    value, place = _json_of(tokenizer, "tokenizer.json", None, field="model.tokenizer")
+    vocab, added = _at(value, "model", "vocab"), _at(value, "added_tokens")
+    if not isinstance(vocab, dict | list) or not vocab:
+        raise LauncherError(Problem(code="E411", where=place, what="holds no vocabulary", hint="choose another tokenizer"))
+    ids = [int(token["id"]) for token in added] if isinstance(added, list) else []
+    return max([len(vocab) - 1, *ids]) + 1
+
+
+def _at(value: object, *keys: str) -> object:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def is_local(source: str) -> bool:
+    """Local paths are absolute once a job is loaded (spec/paths.py); anything else is a hub id."""
+    return source.startswith("/")
+
+
+def _json_of(source: str, name: str, revision: str | None, *, field: str) -> tuple[dict[str, object], str]:
+    if not is_local(source):
+        return load_hub().fetch_json(source, name, revision), f"hub:{source}/{name}"
+    path = Path(source) / name
+    if not path.parent.is_dir():
+        what = f"{field}: {source} is no folder"
+        raise LauncherError(Problem(code="E408", where=str(path.parent), what=what, hint="check the path"))
+    try:
+        return read_json(path), str(path)
+    except OSError as error:
+        what = f"{field}: {name} cannot be read: {error.strerror}"
+    except ValueError as error:
+        what = f"{field}: {name} is not a JSON object: {str(error).partition(chr(10))[0]}"
+    hint = "name a folder as `save_pretrained` writes it"
+    raise LauncherError(Problem(code="E411", where=str(path), what=what, hint=hint))

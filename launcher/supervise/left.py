@@ -1,0 +1,87 @@
+"""Run folder -> StageFacts: reads (and hashes) what one stage has left behind. DO, only reading; and sets a stage aside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.rundir.artifact import find_damage, read_manifest
+from launcher.rundir.folder import RunDir, StageDir, read_json
+from launcher.supervise.policy import CheckpointFact, StageFacts
+from launcher.supervise.verify import Verifier
+
+_STEP = re.compile(r"step(\d+)\Z")
+_RANK = re.compile(r"rank(\d+)\.json\Z")
+_FROM_PREPARE = "prepared.json"
+
+
+def stage_facts(run: RunDir, stage: str, verifier: Verifier) -> StageFacts:
+    folder = run.stage(stage)
+    has_artifact = folder.artifact.is_dir()
+    manifest = read_manifest(folder.artifact) if has_artifact else None
+    return StageFacts(
+        stage=stage,
+        artifact=str(folder.artifact),
+        has_artifact=has_artifact,
+        damage=verifier.find_damage(folder.artifact) if has_artifact else [],
+        inputs=str(manifest["inputs"]) if manifest and "inputs" in manifest else None,
+        worlds=dict(_markers(folder)),
+        checkpoints=list(_checkpoints(folder)),
+        touched=any(path.name != _FROM_PREPARE for path in _entries(folder.path)),
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _markers(folder: StageDir) -> Iterator[tuple[int, int]]:
+    for path in _entries(folder.done(0).parent):
+        match = _RANK.match(path.name)
+        try:
+            world = read_json(path).get("world") if match else None
+        except (OSError, ValueError):
+            continue
+        if match and isinstance(world, int):
+            yield int(match[1]), world
+
+
+def _checkpoints(folder: StageDir) -> Iterator[CheckpointFact]:
+    """Those that verify; a damaged one is as good as none. The ranks look again, and for themselves, before they load."""
+    for path in _entries(folder.checkpoints):
+        manifest = read_manifest(path) if _STEP.match(path.name) else None
+        if manifest is None or find_damage(path):
+            continue
+        try:
+            step, world, zero = (int(str(manifest[name])) for name in ("step", "world", "zero"))
+            yield CheckpointFact(step=step, inputs=str(manifest["inputs"]), world=world, zero=zero)
+        except (KeyError, ValueError):
+            continue
+
+
+def set_aside(run: RunDir, stage: str) -> Path | None:
+    """Move all that the stage left, but what prepare wrote, to stages/.earlier/<stage>-<n>: nothing trained is deleted."""
+    return _move(run, stage, [path for path in _entries(run.stage(stage).path) if path.name != _FROM_PREPARE])
+
+
+def set_unfinished_artifact_aside(run: RunDir, stage: str) -> Path | None:
+    """A stage that goes on from a checkpoint hands on anew: what it had written without finishing makes room."""
+    return _move(run, stage, [path for path in (run.stage(stage).artifact,) if path.exists()])
+
+
+def _move(run: RunDir, stage: str, paths: list[Path]) -> Path | None:
+    if not paths:
+        return None
+    target = _free_name(run.path / "stages" / ".earlier", stage)
+    target.mkdir(parents=True)
+    for path in paths:
+        path.rename(target / path.name)
+    return target
+
+
+def _free_name(parent: Path, stage: str) -> Path:
+    number = 1
+    while (parent / f"{stage}-{number}").exists():
+        number += 1
+    return parent / f"{stage}-{number}"

@@ -1,0 +1,132 @@
+"""Everything that can be known to fail before the first process starts: all problems at once. DO, only looking.
+
+Disk space is judged by the plan, which knows what each stage writes (E211); shapes and paths by the job's loading.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from launcher.backends.registry import find_backend_problems, load_backend
+from launcher.errors import LauncherError, Problem
+from launcher.plan.plan import Plan
+from launcher.rundir.folder import RunDir, write_json
+from launcher.spec.job import JobSpec
+from launcher.supervise.gpus import find_gpus
+from launcher.supervise.host import free_memory_bytes
+from launcher.units import bytes_text
+
+PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
+FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range from which the kernel gives outgoing connections their ports
+PORT_TRIES = 200
+
+
+def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
+    """LauncherError with every E4xx problem. `writable` is the run folder, or its nearest parent where it is not made yet."""
+    problems = find_backend_problems(job.cluster.backend)
+    if not problems:
+        problems += load_backend(job.cluster.backend).find_problems(job)
+    problems += _write_problems(writable)
+    problems += _package_problems(job)
+    problems += _path_problems(job)
+    problems += _memory_problems(plan)
+    if problems:
+        raise LauncherError(problems)
+
+
+def _write_problems(folder: Path) -> list[Problem]:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        return [Problem(code="E404", where=str(folder), what=what, hint="choose another folder with --runs or LAUNCHER_RUNS")]
+
+
+def _package_problems(job: JobSpec) -> list[Problem]:
+    """Installed, or not; nothing is imported. The `deepspeed` command must be that of this Python."""
+    wanted = [*PACKAGES, *(["bitsandbytes"] if job.model.quantize else [])]
+    missing = [name for name in wanted if _version(name) is None]
+    problems = [_missing(name) for name in missing]
+    command = Path(sys.executable).parent / "deepspeed"
+    if "deepspeed" not in missing and not os.access(command, os.X_OK):
+        what = f"the command {command} is missing, though the package is installed"
+        hint = f"{sys.executable} -m pip install --force-reinstall --no-deps deepspeed"
+        problems.append(Problem(code="E407", where="deepspeed", what=what, hint=hint))
+    return problems
+
+
+def _missing(name: str) -> Problem:
+    extra = ", needed for model.quantize" if name == "bitsandbytes" else ""
+    what = f"{name} is not installed for {sys.executable}{extra}"
+    return Problem(code="E407", where=name, what=what, hint=f"{sys.executable} -m pip install {name}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _path_problems(job: JobSpec) -> list[Problem]:
+    """Local paths are absolute in a loaded job, and were there when it was loaded: a resumed run may be days younger."""
+    paths = {"model.source": job.model.source, "model.tokenizer": job.model.tokenizer}
+    for stage in job.stages:
+        paths[f"stages.{stage.stage_name}.data.source"] = stage.data.source
+        held_out = stage.data.held_out
+        paths[f"stages.{stage.stage_name}.data.held_out.source"] = getattr(held_out, "source", None)
+    return [
+        Problem(code="E408", where=path, what=f"{field}: the path is gone", hint="restore it, or correct the job file")
+        for field, path in paths.items()
+        if isinstance(path, str) and path.startswith("/") and not os.path.exists(path)
+    ]
+
+
+def _memory_problems(plan: Plan) -> list[Problem]:
+    """Free now against the planned peak of the largest stage: of the host, and of every GPU that is meant."""
+    ranks = plan.machine.slots
+    on_cpu = plan.machine.device == "cpu"
+    host = max(ranks * ((stage.memory.host_peak_bytes or 0) + on_cpu * stage.memory.peak_bytes) for stage in plan.stages)
+    free = free_memory_bytes()
+    problems = [] if host <= free else [_memory_problem("host memory", host, free)]
+    if on_cpu:
+        return problems
+    needed = max(stage.memory.peak_bytes for stage in plan.stages)
+    meant = [gpu for gpu in find_gpus({}) if gpu.number in plan.machine.devices]
+    return problems + [_memory_problem(f"GPU {gpu.number}", needed, gpu.free_bytes) for gpu in meant if gpu.free_bytes < needed]
+
+
+def _memory_problem(where: str, needed: int, free: int) -> Problem:
+    what = f"the plan needs {bytes_text(needed)} at its peak, {bytes_text(free)} are free now"
+    hint = "end what uses it, or plan smaller: fewer cluster.slots, a smaller batch.micro"
+    return Problem(code="E409", where=where, what=what, hint=hint)
+
+
+def free_port() -> int:
+    """A port on which the ranks can meet: bound and given back. LauncherError E406 where none can be bound."""
+    for port in random.SystemRandom().sample(range(FIRST_PORT, LAST_PORT), PORT_TRIES):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    what = f"none of {PORT_TRIES} ports between {FIRST_PORT} and {LAST_PORT} could be bound on 127.0.0.1"
+    raise LauncherError(Problem(code="E406", where="127.0.0.1", what=what, hint="end what holds them"))
+
+
+def record_versions(run: RunDir) -> None:
+    """versions.json: what this run is made with on this host. The ranks use the same Python."""
+    packages = {name: _version(name) for name in ("zerolaunch", *PACKAGES, "bitsandbytes", "pydantic", "huggingface-hub")}
+    facts = {"python": platform.python_version(), "system": platform.platform(), "host": socket.gethostname()}
+    write_json(run.path / "versions.json", {"schema": 1, **facts, "packages": packages})

@@ -1,0 +1,52 @@
+"""Signals to `launcher run` -> a flag that the watch reads. DO.
+
+INT or TERM asks to stop cleanly, a second one to stop at once. HUP is ignored: closing the terminal does not end a run.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """Set by signals, read by the watch at every look."""
+
+    count: int = 0
+    signal_name: str = ""
+
+    @property
+    def asked(self) -> bool:
+        return self.count > 0
+
+    @property
+    def hard(self) -> bool:
+        return self.count > 1
+
+    def ask(self, number: int) -> None:
+        self.count += 1
+        self.signal_name = signal.Signals(number).name
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(0 if self.asked else seconds)
+
+
+@contextmanager
+def listening(flag: StopFlag) -> Iterator[StopFlag]:
+    """Route INT and TERM into the flag while the block runs; the earlier handlers come back after it."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        flag.ask(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""LoRA and the 4-bit base: the adapter's settings, the checks that it is what was asked, and the merge that is shipped.
+
+Export rule: the adapter is merged into the unquantised base, checked by equal logits. A merge into 4-bit weights rounds them
+again, and after a forward pass on a CPU it merges garbage (bitsandbytes repacks the weights in place).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from launcher.errors import LauncherError, Problem
+from launcher.rundir.order import StageOrder
+from launcher.spec.model import Lora
+
+Task = Literal["causal", "reward"]
+TASKS = {"causal": "CAUSAL_LM", "reward": "SEQ_CLS"}
+BLOCK = 32  # bitsandbytes' CPU kernel repacks 4-bit weights in blocks of this many rows
+
+# Largest difference of a logit between merged and unmerged that counts as equal, relative to the largest logit (at least 1).
+MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def lora_config(lora: Lora, task: Task) -> LoraConfig:
+    """peft's settings. A reward model's new head is trained and saved beside the adapter, or it would stay random."""
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    _refuse_head(targets)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type=TASKS[task],
+        modules_to_save=["score"] if task == "reward" else None,
+        bias="none",
+    )
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora, task: Task, *, zero: int) -> PeftModel:
+    """The model with a fresh adapter, its own weights frozen. For stories without a TRL trainer; those attach it themselves."""
+    # Under ZeRO-3 all persistent parameters must share one dtype: peft would make the adapter fp32 on a bf16 base.
+    return get_peft_model(model, lora_config(lora, task), autocast_adapter_dtype=zero != 3)
+
+
+def quantization_config(order: StageOrder) -> BitsAndBytesConfig:
+    """nf4 with double quantisation, computing in bf16 (fp32 where the order says fp32)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LauncherError(
+            Problem(
+                code="E557",
+                where="model.quantize",
+                what="nf4 needs bitsandbytes, which is not installed",
+                hint="pip install 'zerolaunch[qlora]', or leave model.quantize out",
+            )
+        )
+    compute = torch.float32 if order.precision == "fp32" else torch.bfloat16
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+
+
+def restore_dtype(model: PeftModel, dtype: torch.dtype) -> None:
+    """Trainable weights in the stage's dtype. TRL makes them bf16 on a 4-bit base even where the stage is fp32: without fp32
+    masters small updates would be lost, and a reward head would not fit its input. Call between trainer and training.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+            if hasattr(weight, "ds_tensor"):  # ZeRO-3 keeps the values here, .data is empty
+                weight.ds_tensor.data = weight.ds_tensor.data.to(dtype)
+
+
+def refuse_unquantized(model: PreTrainedModel, where: str) -> None:
+    """A model that stayed unquantised would train, only with another memory: count the layers. Widths as the kernel needs."""
+    from bitsandbytes.nn import Linear4bit  # optional package
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    if not layers:
+        what = "no layer was quantised"
+    else:
+        odd = [f"{name} ({m.out_features})" for name, m in layers.items() if m.out_features % BLOCK or m.in_features % BLOCK]
+        what = f"widths that are no multiple of {BLOCK}: {', '.join(odd[:3])}" if odd else ""
+    if what:
+        hint = f"use a model whose widths are multiples of {BLOCK}, or leave model.quantize out"
+        raise LauncherError(Problem(code="E557", where=where, what=what, hint=hint))
+
+
+def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The plain model: `adapter` merged into the unquantised `base`, with logits equal to the unmerged ones on a probe."""
+    peft_model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).eval()
+    probe = torch.arange(1, 17).remainder(base.config.get_text_config().vocab_size).unsqueeze(0)
+    with torch.no_grad():
+        apart = peft_model(input_ids=probe).logits.float()
+        merged = peft_model.merge_and_unload(safe_merge=True)
+        together = merged(input_ids=probe).logits.float()
+    difference = (apart - together).abs().max().item() / max(1.0, apart.abs().max().item())
+    if not difference <= MERGE_TOLERANCE[merged.dtype]:  # also refuses NaN
+        raise LauncherError(
+            Problem(
+                code="E558",
+                where=str(adapter),
+                what=f"the merged model's logits differ by {difference:.2g} from base plus adapter",
+                hint="nothing was handed on; the adapter folder can be merged by hand to look at it",
+            )
+        )
+    return merged
+
+
+def name_base(adapter: Path, base: str) -> None:
+    """Replace the local path that peft writes into adapter_config.json: it means nothing on another machine."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _refuse_head(targets: str | list[str]) -> None:
+    heads = [name for name in targets if name in ("lm_head", "embed_out")] if isinstance(targets, list) else []
+    if heads:
+        raise LauncherError(
+            Problem(
+                code="E553",
+                where="model.adapter.targets",
+                what=f"an adapter on {heads[0]} would never be trained: the loss multiplies by the head's own weight",
+                hint=f"leave {heads[0]} out of targets, or use all-linear",
+            )
+        )

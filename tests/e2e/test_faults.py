@@ -1,0 +1,118 @@
+"""Power of others over a run: kill -9 of each of its processes, and a tampered artifact. Real deepspeed, real ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from launcher.backends.shell import find_processes
+from launcher.rundir.events import read_events
+
+pytestmark = pytest.mark.e2e
+
+
+def attempts(launcher) -> list[list[str]]:
+    """For each attempt what happened to its stages."""
+    found: list[list[str]] = []
+    for event in read_events(launcher.run.events):
+        if event["kind"] == "run.started":
+            found.append([])
+        if event["kind"] in ("stage.started", "stage.resumed", "stage.kept", "stage.finished", "stage.failed"):
+            found[-1].append(f"{event['stage']} {str(event['kind'])[6:]}")
+    return found
+
+
+def wait_for_ranks(launcher, process, *, attempt: int) -> None:
+    launcher.wait_for(lambda: len(attempts(launcher)) > attempt and "rank 1" in launcher.processes(), process)
+
+
+def check_nothing_is_left(launcher) -> None:
+    assert find_processes(str(launcher.run.path)) == []
+
+
+def test_a_run_survives_the_death_of_each_of_its_processes(launcher):
+    """One run, killed four times while it pretrains, each time resumed from its last checkpoint, then finished."""
+    process = launcher.start("run", "job.yaml")
+    launcher.wait_for_checkpoint(20, process)
+    launcher.kill("rank 1")
+    code, out, err = launcher.end(process)
+    assert code == 5
+    assert out.splitlines()[0] == str(launcher.run.path)
+    assert "stage pretrain, rank 1 [E501] killed by SIGKILL" in err
+    check_nothing_is_left(launcher)
+
+    for number, (name, code_word) in enumerate((("deepspeed", "by SIGKILL"), ("launch.py", "with exit code 0")), start=1):
+        process = launcher.start("resume")
+        wait_for_ranks(launcher, process, attempt=number)
+        launcher.wait_for_checkpoint(20 + 40 * number, process)
+        launcher.kill(name)
+        code, _, err = launcher.end(process)
+        assert code == 5
+        assert f"[E503] the deepspeed launcher ended {code_word}, no success marker of rank 0, 1" in err
+        check_nothing_is_left(launcher)
+
+    process = launcher.start("resume", "e2e")
+    wait_for_ranks(launcher, process, attempt=3)
+    launcher.wait_for_checkpoint(160, process)
+    process.kill()
+    process.communicate()
+    assert "rank 0" in launcher.processes()  # the ranks go on without their controller
+    code, out, _ = launcher("status")
+    assert code == 0
+    assert "interrupted" in out
+
+    code, out, err = launcher("resume", launcher.run.path.name)
+    assert code == 0, err
+    assert "of an earlier attempt of this run" in err
+    check_nothing_is_left(launcher)
+    assert attempts(launcher) == [
+        ["pretrain started", "pretrain failed"],
+        ["pretrain resumed", "pretrain failed"],
+        ["pretrain resumed", "pretrain failed"],
+        ["pretrain resumed"],
+        ["pretrain resumed", "pretrain finished", "sft started", "sft finished"],
+    ]
+    check_tampering(launcher)
+
+
+def check_tampering(launcher) -> None:
+    """A finished run: one bit of an artifact flipped is refused by name, and put back everything is kept."""
+    weights = launcher.run.stage("pretrain").artifact / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, _, err = launcher("resume")
+    assert code == 5
+    assert f"{weights} [E505]" in err
+    assert "Traceback" not in err
+    weights.write_bytes(whole)
+    code, out, _ = launcher("resume")
+    assert code == 0
+    assert attempts(launcher)[-1] == ["pretrain kept", "sft kept"]
+    assert "loss (nats/token)" in out
+
+
+def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher):
+    code, out, err = launcher("run", "job.yaml", "--detach", "--set", "stages.pretrain.steps=60")
+    assert code == 0, err
+    assert out.strip() == str(launcher.run.path)
+    other = launcher.start("logs", "e2e", "prepare", "-f")
+    launcher.wait_for_checkpoint(20, other)
+    code, _, err = launcher("resume", "e2e")
+    assert code == 5
+    assert "[E507]" in err
+    assert "pretrain" in launcher("status", "e2e")[1]
+    assert launcher("stop", "e2e")[0] == 0
+    check_nothing_is_left(launcher)
+    assert launcher.end(other)[0] == 0
+    assert "stopped" in launcher("status", "e2e")[1]
+    assert launcher("stop", "e2e")[1].strip().endswith("was not running")
+
+    process = launcher.start("resume", "e2e")
+    launcher.wait_for(lambda: "rank 1" in launcher.processes(), process)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = launcher.end(process)
+    assert code == 6
+    assert "launcher resume" in err
+    check_nothing_is_left(launcher)

@@ -1,0 +1,58 @@
+"""The GPU catalogue, and planning for GPUs that are somewhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.errors import LauncherError
+from launcher.plan.away import away_machine, refuse_other_gpu
+from launcher.plan.gpus import GPUS, gpu_named
+from launcher.units import GIB
+
+
+@pytest.mark.parametrize("name", ["h100-80gb", "H100-80GB", "h100_80gb", " h100 80gb "])
+def test_a_gpu_is_found_however_it_is_written(name):
+    assert gpu_named(name) is GPUS["h100-80gb"]
+
+
+def test_a_short_name_is_taken_where_it_fits_one_entry_only():
+    assert gpu_named("h200").name == "h200-141gb"
+    assert gpu_named("a100") is None
+
+
+def test_usable_memory_is_below_the_label():
+    for name, gpu in GPUS.items():
+        label_gib = float(name.rsplit("-", 1)[1].removesuffix("gb"))
+        assert 0.88 * label_gib < gpu.usable_gib <= label_gib
+
+
+def test_a_machine_elsewhere_has_the_gpus_that_are_named():
+    machine = away_machine("H100-80GB", slots=8)
+    assert (machine.device, machine.slots, machine.gpu, machine.devices) == ("cuda", 8, "h100-80gb", tuple(range(8)))
+    assert machine.memory_bytes == int(79.2 * GIB)
+    assert machine.disk_free_bytes is None
+
+
+def test_a_gpu_that_nobody_knows_is_refused_with_the_nearest_name():
+    with pytest.raises(LauncherError) as caught:
+        away_machine("h100-80", slots=8)
+    assert caught.value.text() == (
+        "cluster.gpu [E216] h100-80 is not in the catalogue of GPUs\n  hint: did you mean h100-80gb?"
+    )
+
+
+def test_a_gpu_without_a_number_of_them_is_refused():
+    with pytest.raises(LauncherError) as caught:
+        away_machine("h100-80gb", slots=None)
+    assert "add `slots: 8` beside it" in caught.value.text()
+
+
+def test_a_run_on_another_gpu_than_the_one_named_is_refused(cpu, gpus):
+    refuse_other_gpu(None, cpu)
+    refuse_other_gpu("H100-80GB", gpus)
+    with pytest.raises(LauncherError, match="this machine has no GPU that can be used"):
+        refuse_other_gpu("h100-80gb", cpu)
+    with pytest.raises(LauncherError, match="this machine has a100-80gb"):
+        refuse_other_gpu("h100-80gb", replace(gpus, gpu="a100-80gb"))

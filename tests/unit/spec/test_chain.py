@@ -1,0 +1,149 @@
+"""Rules between stages and between fields: what is refused, and what must not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.spec.chain import effective_batch, parent_of
+from tests.unit.spec.world import RIGHT, errors, load
+
+NEW = """\
+name: job
+model:
+  new: {family: %s, layers: 2, hidden: %d, heads: %d}
+  tokenizer: {train: {vocab: 512}}
+stages:
+  - {kind: pretrain, data: {source: python-docs}}
+"""
+
+
+def job(*stages: str, model: str = "{source: owner/model}") -> str:
+    lines = "".join(f"  - {{{stage}, data: {{source: owner/data}}}}\n" for stage in stages)
+    return f"name: job\nmodel: {model}\nstages:\n{lines}"
+
+
+def codes(text: str) -> list[str]:
+    return [line.split()[0] for line in errors(text)]
+
+
+def test_a_stage_starts_from_the_one_it_names_else_from_the_one_before() -> None:
+    loaded = load(job("kind: sft", "kind: dpo", "kind: reward, from: sft"))
+    sft, dpo, reward = loaded.stages
+    assert parent_of(loaded, sft) is None
+    assert parent_of(loaded, dpo) is sft
+    assert parent_of(loaded, reward) is sft
+
+
+def test_the_batch_of_a_stage_falls_back_field_by_field() -> None:
+    text = (
+        job("kind: sft, batch: {micro: 2}", "kind: dpo, batch: {global: 8}", "kind: dpo, name: last")
+        + "batch: {global: 64, micro: 4}\n"
+    )
+    loaded = load(text)
+    batches = [effective_batch(loaded, stage) for stage in loaded.stages]
+    assert [(batch.global_seqs, batch.micro_seqs) for batch in batches] == [(64, 2), (8, 4), (64, 4)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (["kind: sft", "kind: sft"], ["E110"]),
+        (["kind: sft", "kind: sft, name: sft-2"], []),
+        (["kind: sft, from: sft"], ["E110"]),
+        (["kind: sft, from: dpo", "kind: dpo"], ["E110"]),
+        (["kind: sft", "kind: dpo, from: nothing"], ["E110"]),
+        (["kind: sft", "kind: reward", "kind: dpo"], ["E110"]),
+        (["kind: sft", "kind: reward", "kind: dpo, from: reward"], ["E110"]),
+        (["kind: sft", "kind: reward", "kind: pretrain, from: reward"], ["E110"]),
+        (["kind: sft", "kind: reward", "kind: reward, name: again, from: reward"], []),
+        (["kind: sft", "kind: ppo, reward: sft"], ["E110"]),
+        (["kind: sft", "kind: ppo, reward: ppo"], ["E110"]),
+        (["kind: sft", "kind: ppo, reward: nothing"], ["E110"]),
+        (["kind: ppo, reward: reward", "kind: reward, from: ppo"], ["E110"]),
+        (["kind: reward", "kind: sft"], ["E110"]),
+        (["kind: sft, steps: 1, epochs: 2"], ["E109"]),
+    ],
+)
+def test_chains(stages: list[str], expected: list[str]) -> None:
+    assert codes(job(*stages)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "expected"),
+    [
+        ("{}", ["kind: sft"], ["E107"]),
+        ("{source: a/b, tokenizer: {train: {vocab: 500}}}", ["kind: sft"], ["E109"]),
+        ("{source: a/b, tokenizer: c/d}", ["kind: sft"], []),
+        ("{source: a/b, revision: main}", ["kind: sft"], []),
+        ("{source: a/b, quantize: nf4}", ["kind: sft"], ["E109"]),
+        ("{source: a/b, quantize: nf4, adapter: {}}", ["kind: sft"], []),
+        ("{source: a/b, adapter: {}}", ["kind: pretrain"], ["E109"]),
+        ("{source: a/b, adapter: {}}", ["kind: sft", "kind: reward", "kind: ppo, from: sft, reward: reward"], []),
+        ("{new: {family: llama, layers: 1, hidden: 64, heads: 4}}", ["kind: sft"], ["E107"]),
+    ],
+)
+def test_models(model: str, stages: list[str], expected: list[str]) -> None:
+    assert codes(job(*stages, model=model)) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "hidden", "heads", "expected"),
+    [
+        ("llama", 64, 4, []),
+        ("llama", 64, 3, ["E117"]),
+        ("llama", 15, 3, ["E117"]),  # heads 5 wide cannot be turned in pairs
+        ("gpt2", 15, 3, []),
+        ("gpt_neox", 64, 8, []),
+        ("gpt_neox", 15, 3, []),
+    ],
+)
+def test_widths_of_a_new_model(family: str, hidden: int, heads: int, expected: list[str]) -> None:
+    assert codes(NEW % (family, hidden, heads)) == expected
+
+
+@pytest.mark.parametrize(("kv_heads", "family", "expected"), [(2, "llama", []), (3, "llama", ["E117"]), (4, "gpt2", ["E115"])])
+def test_key_value_heads(kv_heads: int, family: str, expected: list[str]) -> None:
+    assert codes((NEW % (family, 64, 4)).replace("heads: 4", f"heads: 4, kv_heads: {kv_heads}")) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LD_PRELOAD",
+        "BASH_ENV",
+        "PYTHONSTARTUP",
+        "PATH",
+        "GIT_SSH_COMMAND",
+        "HF_TOKEN",
+        "MY_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "DB_PASSWORD",
+    ],
+)
+def test_the_environment_takes_neither_foreign_code_nor_secrets(name: str) -> None:
+    assert codes(RIGHT + f"cluster: {{env: {{{name}: x}}}}\n") == ["E118"]
+
+
+@pytest.mark.parametrize(
+    "name", ["NCCL_DEBUG", "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "HF_HOME", "MAX_TOKENS"]
+)
+def test_the_environment_takes_what_ranks_need(name: str) -> None:
+    assert codes(RIGHT + f"cluster: {{env: {{{name}: 'x$(touch C) `b`'}}}}\n") == []
+
+
+def test_python_docs_takes_no_options_and_a_default_is_no_option(tmp_path: Path) -> None:
+    text = job("kind: sft").replace("source: owner/data", "source: python-docs, split: %s")
+    assert errors(text % "train", folder=tmp_path) == []
+    assert "stages.sft.data.split: has no effect" in errors(text % "test", folder=tmp_path)[0]
+
+
+def test_a_shape_that_cannot_serve_the_stage_is_refused() -> None:
+    text = job("kind: %s, from: sft").replace("stages:\n", "stages:\n  - {kind: sft, data: {source: owner/data}}\n")
+    text = text.replace("data: {source: owner/data}}\n", "data: {source: owner/data, shape: %s}}\n").replace(
+        "shape: %s", "shape: messages", 1
+    )
+    assert codes(text % ("dpo", "preference")) == []
+    assert codes(text % ("dpo", "messages")) == ["E109"]
+    assert codes(text % ("reward", "text")) == ["E109"]

@@ -1,0 +1,96 @@
+"""What is found before anything starts: all problems at once."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LauncherError
+from launcher.plan.make import make_plan
+from launcher.rundir.folder import read_json
+from launcher.spec.load import open_job_text
+from launcher.supervise import preflight
+from launcher.supervise.facts import detect_machine, find_shape
+from launcher.supervise.gpus import GpuFact
+from launcher.units import GIB
+
+JOB = """
+name: job
+model: {new: {family: llama, layers: 2, hidden: 64, heads: 4, positions: 256}, tokenizer: {train: {vocab: 512}}}
+batch: {global: 8}
+stages: [{kind: pretrain, data: {source: ./text.jsonl, max_tokens: 64}, steps: 5}]
+"""
+
+
+@pytest.fixture
+def planned(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    loaded = open_job_text(JOB, file_name="job.yaml", folder=tmp_path)
+    machine = detect_machine(loaded.job, runs_root=tmp_path, environ={})
+    return loaded.job, make_plan(loaded.job, machine=machine, shape=find_shape(loaded.job), places=loaded.places)
+
+
+def codes(job, plan, writable: Path) -> list[str]:
+    with pytest.raises(LauncherError) as caught:
+        preflight.check(job, plan, writable=writable)
+    assert caught.value.exit_code == 4
+    return [problem.code for problem in caught.value.problems]
+
+
+def test_a_machine_that_is_ready_has_no_problem_even_before_the_runs_folder_is_there(planned, tmp_path):
+    preflight.check(*planned, writable=tmp_path / "runs" / "not" / "yet")
+
+
+def test_everything_that_is_wrong_is_told_at_once(planned, tmp_path, monkeypatch):
+    job, plan = planned
+    (tmp_path / "text.jsonl").unlink()
+    (tmp_path / "runs").write_text("a file, not a folder")
+    monkeypatch.setattr(preflight, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1)
+    assert codes(job, plan, tmp_path / "runs") == ["E404", "E407", "E408", "E409"]
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(planned, monkeypatch):
+    monkeypatch.setattr(preflight, "PACKAGES", ("no-such-package",))
+    [problem] = preflight._package_problems(planned[0])
+    assert problem.hint == f"{sys.executable} -m pip install no-such-package"
+
+
+def test_a_deepspeed_command_of_another_python_does_not_count(planned, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert [problem.code for problem in preflight._package_problems(planned[0])] == ["E407"]
+
+
+def test_a_gpu_that_somebody_fills_is_named(planned, monkeypatch):
+
+    def gpu(number: int, free_bytes: int) -> GpuFact:
+        return GpuFact(number=number, uuid="", name="", total_bytes=80 * GIB, free_bytes=free_bytes, capability=(9, 0))
+
+    _, plan = planned
+    cuda = replace(plan, machine=replace(plan.machine, device="cuda", devices=(0, 1)))
+    monkeypatch.setattr(preflight, "find_gpus", lambda environ: [gpu(0, 80 * GIB), gpu(1, 1000), gpu(2, 0)])
+    assert [problem.where for problem in preflight._memory_problems(cuda)] == ["GPU 1"]
+
+
+def test_a_free_port_can_be_bound_and_a_taken_one_is_not_given(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(preflight, "FIRST_PORT", port)
+        monkeypatch.setattr(preflight, "LAST_PORT", port + 1)
+        monkeypatch.setattr(preflight, "PORT_TRIES", 1)
+        with pytest.raises(LauncherError, match="E406"):
+            preflight.free_port()
+    assert preflight.free_port() == port
+
+
+def test_versions_of_all_packages_are_recorded(run):
+    preflight.record_versions(run)
+    facts = read_json(run.path / "versions.json")
+    assert facts["python"] == sys.version.split()[0]
+    assert set(preflight.PACKAGES) <= set(facts["packages"])
+    assert facts["packages"]["deepspeed"]

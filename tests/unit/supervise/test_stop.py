@@ -1,0 +1,20 @@
+"""Signals become a flag, and only while a run is controlled."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from launcher.supervise.stop import StopFlag, listening
+
+
+def test_one_signal_asks_two_demand_and_a_closed_terminal_does_neither():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with listening(StopFlag()) as flag:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not flag.asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (flag.asked, flag.hard, flag.signal_name) == (True, False, "SIGTERM")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.hard
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
