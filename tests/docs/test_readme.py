@@ -67,15 +67,8 @@ def test_a_command_of_the_readme_does_what_it_shows(command: str, output: str) -
         if f"launcher {words[1]}" == start:
             assert (ROOT / where).exists()
             return
-    done = subprocess.run(
-        [Path(sys.executable).with_name("launcher"), *words[1:]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    said = done.stdout + done.stderr
-    for line in output.splitlines():
-        if line != "…":
-            assert line.rstrip() in said.splitlines() or line.rstrip() in [part.rstrip() for part in said.splitlines()], said
+    argv = [Path(sys.executable).with_name("launcher"), *words[1:]]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    said = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    missing = [line for line in output.splitlines() if line != "…" and line.rstrip() not in said]
+    assert missing == [], "\n".join(said)

@@ -37,8 +37,8 @@ def test_the_stage_that_the_run_is_at_is_shown_by_default(run, capsys):
     for stage in ("pretrain", "sft"):
         append_event(run.events, "stage.launched", stage=stage)
         write_atomic(run.stage(stage).rank_log(0), f"{stage} of rank 0\n")
-    assert shown(capsys) == "pretrain of rank 0\n"
-    append_event(run.events, "stage.finished", stage="pretrain")
+        assert shown(capsys) == f"{stage} of rank 0\n"
+        append_event(run.events, "stage.finished", stage=stage)
     assert shown(capsys) == "sft of rank 0\n"
     assert shown(capsys, "job", "pretrain") == "pretrain of rank 0\n"
 
