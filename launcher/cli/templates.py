@@ -8,34 +8,28 @@ _TINY = """\
 # All five stages on documentation that every Python carries: no download, no GPU, minutes on two cores.
 spec_version: 1
 name: tiny
-seed: 0
 
 model:
   new: {family: llama, layers: 2, hidden: 64, heads: 4, ffn: 176, positions: 512}  # drawn at random
   tokenizer: {train: {vocab: 2048}}  # trained on the spot
 
-batch: {global: 32}  # sequences per optimizer step, over all ranks; micro-batch and accumulation follow from it
-
 stages:
   - kind: pretrain
     data: {source: python-docs, max_tokens: 128}
-    batch: {global: 16}
+    batch: {global: 16}  # sequences per optimizer step, over all ranks; micro-batch and accumulation follow from it
     steps: 400
     lr: 6e-3
-    betas: [0.9, 0.98]
 
   - kind: sft  # starts from the stage before; `from: NAME` says another
     data: {source: python-docs, max_tokens: 128}
     steps: 300
     lr: 4e-3
-    betas: [0.9, 0.98]
 
   - kind: reward
     from: sft
     data: {source: python-docs, max_tokens: 128}
     steps: 200
     lr: 2e-3
-    betas: [0.9, 0.98]
     gate: {accuracy: 0.6}  # below it the chain stops
 
   - kind: dpo
@@ -43,19 +37,15 @@ stages:
     data: {source: python-docs, max_tokens: 128}
     steps: 80
     lr: 5e-4
-    betas: [0.9, 0.98]
 
   - kind: ppo
     from: sft
     reward: reward  # the stage that scores the answers
     data: {source: python-docs, max_tokens: 96}
     steps: 40  # rollouts
-    lr: 3e-4
+    lr: 1e-3
     critic_lr: 1e-3
     max_new_tokens: 32
-    betas: [0.9, 0.95]
-    weight_decay: 0
-    eval_rows: 128
 """
 
 _SFT = """\

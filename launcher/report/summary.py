@@ -51,6 +51,7 @@ class StageSummary:
     peak_bytes: float | None = None  # resident memory, summed over the ranks
     cpu_s: float | None = None
     notes: tuple[str, ...] = ()
+    samples: tuple[Mapping[str, str], ...] = ()  # prompt, and the answers drawn before and after
     judge: str | None = None  # ppo: the reward stage whose model gives the score
 
 
@@ -151,8 +152,13 @@ def _stage_summary(run: RunDir, plan: Mapping[str, object], job: Mapping[str, ob
         peak_bytes=_sum(result.get("peak_rss_bytes")),
         cpu_s=_sum(result.get("cpu_s")),
         notes=tuple(str(note) for note in _list(result.get("notes"))),
+        samples=tuple(_sample(sample) for sample in _list(result.get("samples"))),
         judge=str(spec["reward"]) if spec.get("kind") == "ppo" and spec.get("reward") else None,
     )
+
+
+def _sample(value: object) -> dict[str, str]:
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, dict) else {}
 
 
 def _read(run: RunDir, name: str) -> dict[str, object]:

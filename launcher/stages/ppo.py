@@ -89,8 +89,18 @@ def run(run: RunDir, job: JobSpec, stage: Ppo, order: StageOrder) -> None:
     metrics.close()
     _say(ranks, f"held out before: {_text(state.before)}; after: {_text(after)}")
     hand_on(run, order, ranks, models.actor)
-    notes += _samples(tokenizer, rows, sizes, state.answers, answers)
-    write_result(run, order, ranks, before=state.before, after=after, steps=iterations, started=started, notes=notes)
+    samples = _samples(tokenizer, rows, sizes, state.answers, answers)
+    write_result(
+        run,
+        order,
+        ranks,
+        before=state.before,
+        after=after,
+        steps=iterations,
+        started=started,
+        notes=notes,
+        samples=samples,
+    )
 
 
 def sizes_of(stage: Ppo, order: StageOrder, ranks: Ranks) -> Sizes:
@@ -166,10 +176,7 @@ def _refuse_nan(figures: Mapping[str, float], stage: Ppo, order: StageOrder, ite
 
 
 def _notes(models: Models, job: JobSpec, resume: Resume) -> list[str]:
-    notes = [
-        "the score is that of the reward model the policy is trained against: it shows that PPO optimises, not that"
-        " answers improved"
-    ]
+    notes = []
     if resume.folder:
         notes.append(f"resumed from iteration {resume.step}")
     if models.silenced:
@@ -189,7 +196,7 @@ def _arithmetic(order: StageOrder, stage: Ppo, sizes: Sizes, iterations: int) ->
 
 def _samples(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, sizes: Sizes, before: list[list[int]], after: list[list[int]]
-) -> list[str]:
+) -> list[dict[str, str]]:
     """The first held-out prompts of rank 0 with the answers that were drawn before and after. From the result's writer only."""
 
     def text(tokens: Sequence[int]) -> str:
@@ -197,7 +204,7 @@ def _samples(
 
     prompts = [rows.held_out[row]["prompt_ids"] for row in range(0, len(rows.held_out), sizes.world)]
     triples = zip(prompts[:NUM_SAMPLES], before[:NUM_SAMPLES], after[:NUM_SAMPLES], strict=False)
-    return [f"sample {text(p)!r} | before: {text(b)!r} | after: {text(a)!r}" for p, b, a in triples]
+    return [{"prompt": text(p), "before": text(b), "after": text(a)} for p, b, a in triples]
 
 
 def _text(figures: Mapping[str, float]) -> str:

@@ -57,11 +57,15 @@ def token_figures(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def pair_figures(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """accuracy: share of pairs with margin > 0; margin: their mean. A tie counts as wrong."""
-    return {"accuracy": float((columns["margin"] > 0).mean()), "margin": float(columns["margin"].mean())}
+    """accuracy: share of pairs with margin > 0, a tie counts half, so that chance is 0.5; margin: their mean."""
+    return {"accuracy": _accuracy(columns["margin"]), "margin": float(columns["margin"].mean())}
 
 
 def group_accuracy(columns: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[str, float]:
     """Accuracy per named group, empty names left out."""
     names = np.array(groups)
-    return {name: float((columns["margin"][names == name] > 0).mean()) for name in sorted(set(groups)) if name}
+    return {name: _accuracy(columns["margin"][names == name]) for name in sorted(set(groups)) if name}
+
+
+def _accuracy(margins: np.ndarray) -> float:
+    return float((1 + np.sign(margins)).mean() / 2)

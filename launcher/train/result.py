@@ -30,6 +30,7 @@ def write_result(
     started: float,
     groups: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
+    samples: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write stages/<stage>/result.json on rank 0. `started` is time.time() at the start of the story. Collective."""
     costs = gather(own_cost())
@@ -50,5 +51,6 @@ def write_result(
             "cpu_s": [round(cpu_s, 2) for cpu_s, _ in costs],
             "peak_rss_bytes": [peak for _, peak in costs],
             "notes": list(notes),
+            "samples": [dict(sample) for sample in samples],
         },
     )

@@ -37,10 +37,8 @@ def launch(folder: Path, text: str) -> Path:
     """The run folder of a finished job."""
     folder.mkdir(parents=True)
     (folder / "job.yaml").write_text(text)
-    launcher = Path(sys.executable).with_name("launcher")
-    done = subprocess.run(
-        [launcher, "run", folder / "job.yaml", "--runs", folder / "runs"], capture_output=True, text=True, check=False
-    )
+    argv = [sys.executable, "-m", "launcher", "run", folder / "job.yaml", "--runs", folder / "runs"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return Path(done.stdout.splitlines()[0])
 
