@@ -674,6 +674,12 @@ _code(
     remedy="Lower the learning rate, raise the warm-up, or look at the rows of the named step.",
 )
 _code(
+    "E555",
+    title="out of memory",
+    when="A rank found no memory left on its device: the plan's estimate was too low, or somebody else uses the device.",
+    remedy="Lower batch.micro or data.max_tokens, or set parallel.checkpointing: full; then resume.",
+)
+_code(
     "E556",
     title="model does not fit its use",
     when="Weights are missing or left over beyond the expected head, or the pad token equals the end token.",

@@ -48,7 +48,10 @@ def _asked(question: str, choices: list[str], default: str) -> str:
         return default
     listed = f" ({', '.join(choices)})" if choices else ""
     say(f"{question}{listed} [{default}]:")
-    answer = input().strip() or default
+    try:
+        answer = input().strip() or default
+    except EOFError:  # Ctrl-D
+        return default
     if choices and answer not in choices:
         what = f"--template: {answer} is not one of {', '.join(choices)}"
         raise LauncherError(Problem(code="E111", where="", what=what, hint=f"use {default}"))

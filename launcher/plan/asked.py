@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.plan.batch import DEFAULT_GLOBAL_SEQS
 from launcher.plan.plan import Checkpointing, Machine, Place
 from launcher.plan.shape import ModelShape
 from launcher.spec.chain import effective_batch
+from launcher.spec.data import DEFAULT_MAX_TOKENS
 from launcher.spec.job import JobSpec
 from launcher.spec.places import FieldPath
-from launcher.spec.stages import BatchSpec, Ppo, Stage
+from launcher.spec.stages import DEFAULT_GLOBAL_SEQS, BatchSpec, Ppo, Stage
 
-DEFAULT_MAX_TOKENS = 1024
 QUANTIZED_KINDS = ("sft", "reward", "dpo")
 
 

@@ -5,8 +5,6 @@ DERIVE, pure arithmetic.
 
 from __future__ import annotations
 
-DEFAULT_GLOBAL_SEQS = 32
-
 
 def micro_choices(global_batch: int, *, dp: int) -> list[int]:
     """Every micro-batch that divides the rows of one rank, largest first. Empty where dp does not divide global."""

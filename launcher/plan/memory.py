@@ -1,8 +1,9 @@
-"""(shape, stage, layout) -> Memory: bytes on the fullest rank, by part, at the larger of two peaks. A first honest model.
+"""(shape, stage, layout) -> Memory: bytes on the fullest rank, by part, at its largest peak. A first honest model.
 
 DERIVE, pure arithmetic. The peaks are the loss (activations and logits are alive) and the optimizer step (fp32 copies of the
-gradients are alive); ppo has a third, the rollout (the gathered actor and its key/value cache). Sources: DeepSpeed 0.19.8
-(stage_1_and_2.py, stage3.py) and TRL 1.16 (kernels/chunked_logprob.py) read; published peaks where a number is called fitted.
+gradients are alive); ppo has a third, the rollout (the gathered actor and its key/value cache), a 4-bit stage another, the
+scoring of what it hands on. Sources: DeepSpeed 0.19.8 (stage_1_and_2.py, stage3.py) and TRL 1.16 (kernels/chunked_logprob.py)
+read; published peaks where a number is called fitted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 ADAM_MOMENT_BYTES = 8  # first and second moment, fp32
 MASTER_BYTES = 4  # ZeRO >= 1 keeps an fp32 copy of its partition, also of fp32 parameters (stage_1_and_2.py: clone().float())
 GRADIENT_COPY_BYTES = 4  # the fp32 gradient partition that exists during the step
-NF4_BYTES = 0.5625  # 4 bits and one fp32 scale for 64 weights; no double quantisation
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, an fp32 scale for 256 of those scales
 LIVE_PARAMETERS = 1_000_000_000  # stage3_max_live_parameters
 CUDA_FIXED_BYTES = 2_100_000_000  # context, cuBLAS, NCCL: fitted on published peaks, 1.3-1.6 GB of it the context
 # Resident size of a CPU rank that trains nearly nothing: 460 MiB, forked. With 500 the stages of examples/tiny.yaml come out at
@@ -100,6 +101,8 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int) -> Memory:
     peaks = [_loss_parts(load, layout), _step_parts(load, layout)]
     if load.kind == "ppo":
         peaks.append(_rollout_parts(load, layout))
+    if load.quantized:
+        peaks.append({"shipped_models": _shipped_bytes(load, layout)})
     transient = max(peaks, key=lambda parts: sum(parts.values()))
     parts = {name: round(size) for name, size in (states | transient).items() if size >= 1}
     parts |= _fixed_parts(sum(parts.values()), cuda=layout.cuda)
@@ -212,6 +215,11 @@ def _rollout_parts(load: Load, layout: Layout) -> dict[str, float]:
     }
 
 
+def _shipped_bytes(load: Load, layout: Layout) -> float:
+    """After a 4-bit stage every rank scores the merged model that is handed on, whole (dpo: and the model it started from)."""
+    return BYTES[layout.precision] * load.num_params * (2 if load.kind == "dpo" else 1)
+
+
 def activation_bytes(load: Load, layout: Layout, *, tokens: int) -> float:
     """Saved for the backward pass. Full checkpointing keeps each block's input and recomputes one block at a time."""
     shape = load.shape
@@ -241,7 +249,7 @@ def _fixed_parts(allocated_bytes: int, *, cuda: bool) -> dict[str, int]:
 
 
 def _host_bytes(load: Load, layout: Layout) -> float:
-    """Host memory of one rank beside the device: the imported stack and what is offloaded, pinned."""
+    """Host memory of one rank beside the device: the imported stack, what is offloaded, models on their way there."""
     if not layout.cuda:
         return 0.0
     trained = _trained(load)
@@ -250,7 +258,7 @@ def _host_bytes(load: Load, layout: Layout) -> float:
     offloaded = (states if layout.offload_optimizer == "cpu" else 0.0) + (
         weights if layout.offload_parameters == "cpu" else 0.0
     )
-    return CPU_FIXED_BYTES + offloaded
+    return CPU_FIXED_BYTES + max(offloaded, _shipped_bytes(load, layout) if load.quantized else 0.0)
 
 
 def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:
@@ -262,10 +270,13 @@ def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:
 
 
 def checkpoint_bytes(load: Load, *, zero: int, precision: Precision) -> int:
-    """One checkpoint: weights as trained (for an adapter only those), once more as safetensors, and fp32 optimizer states."""
+    """One checkpoint: weights as trained (for an adapter only those) and fp32 optimizer states; measured at ZeRO 0 to 2.
+
+    ZeRO-3 keeps only the fp32 masters of what it splits, so there it is less by the weights.
+    """
     trained = _trained(load)
     states = ADAM_MOMENT_BYTES + (MASTER_BYTES if zero >= 1 else 0)
-    return (2 * BYTES[precision] + states) * trained
+    return (BYTES[precision] + states) * trained
 
 
 def artifact_bytes(load: Load, *, precision: Precision) -> int:

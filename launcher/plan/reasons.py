@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from launcher.plan.asked import DEFAULT_MAX_TOKENS, answer_tokens, batch_of, parallel_of
+from launcher.plan.asked import answer_tokens, batch_of, parallel_of
+from launcher.plan.batch import micro_choices
 from launcher.plan.choose import ENOUGH_TOKENS, SAFE, Chosen, Ground
 from launcher.plan.legality import Case
 from launcher.plan.memory import Load
 from launcher.plan.plan import Reason
+from launcher.spec.data import DEFAULT_MAX_TOKENS
 from launcher.spec.stages import Stage
 from launcher.units import bytes_text, count_text
 
@@ -95,7 +97,7 @@ def _batch(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen)
     if accum == 1:
         return Reason(code="batch.one_pass", text=f"{text}: all rows of a rank fit in one pass")
     tokens = micro * load.sequences_per_row * load.row_tokens
-    larger = next((size for size in range(micro + 1, ground.rows + 1) if ground.rows % size == 0), micro)
+    larger = min((size for size in micro_choices(ground.rows, dp=1) if size > micro), default=micro)
     if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device]:
         return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
     return Reason(code="batch.largest_that_fits", text=f"{text}: the largest micro-batch that fits")

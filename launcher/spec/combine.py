@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from launcher.spec.data import PYTHON_DOCS, DataSpec
+from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewModel, NewTokenizer
 from launcher.spec.places import FieldPath, Finding
@@ -174,6 +174,17 @@ def source_takes_options(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[
             yield Finding(code="E115", path=path, what=f"has no effect: {reason}", hint="remove it", also=also)
 
 
+def held_out_is_of_the_same_kind(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[Finding]:
+    """python-docs is no second file: it brings its own held-out rows and serves nobody else's."""
+    held_out = stage.data.held_out
+    if isinstance(held_out, DataSource) and held_out.source == PYTHON_DOCS and stage.data.source != PYTHON_DOCS:
+        path, also = (*at, "data", "held_out", "source"), ((*at, "data", "source"),)
+        what = "python-docs cannot be the held-out part of other data"
+        yield Finding(
+            code="E109", path=path, what=what, hint="name a file or dataset of the same columns, or a fraction", also=also
+        )
+
+
 def kl_control_works(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[Finding]:
     if not isinstance(stage, Ppo) or stage.kl_target is None:
         return
@@ -200,6 +211,7 @@ STAGE_FIELD_RULES: tuple[Callable[[JobSpec, Stage, FieldPath], Iterator[Finding]
     one_length,
     shape_serves,
     source_takes_options,
+    held_out_is_of_the_same_kind,
     kl_control_works,
 )
 

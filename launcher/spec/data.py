@@ -13,6 +13,7 @@ Shape = Literal["text", "prompt_completion", "instruction", "messages", "prefere
 
 # The embedded corpus: the docstrings and the language reference of the Python that runs (train/pydocs.py).
 PYTHON_DOCS = "python-docs"
+DEFAULT_MAX_TOKENS = 1024
 
 
 class DataSource(Block):

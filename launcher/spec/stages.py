@@ -11,6 +11,7 @@ from launcher.spec.data import DataSpec
 
 Kind = Literal["pretrain", "sft", "reward", "ppo", "dpo"]
 Moment = Annotated[float, Field(ge=0, lt=1)]
+DEFAULT_GLOBAL_SEQS = 32
 
 
 class BatchSpec(Block):

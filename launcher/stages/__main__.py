@@ -20,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-from launcher.errors import EXIT_BUG, EXIT_USAGE, LauncherError, Problem
+from launcher.errors import EXIT_USAGE, LauncherError, Problem
 from launcher.rundir.folder import RunDir, write_json
 from launcher.rundir.order import StageOrder, read_order
 from launcher.spec.job import JobSpec
@@ -29,7 +29,21 @@ TOOLS = {"generate": "launcher.stages.generate", "export": "launcher.stages.expo
 STORIES = {kind: f"launcher.stages.{kind}" for kind in ("pretrain", "sft", "reward", "dpo", "ppo")}  # each has run(…)
 
 PR_SET_PDEATHSIG = 1
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+# What libraries say of failures that are no bugs -> (code, what, hint). The first that fits counts: a cause before its effects.
+FAILURES: tuple[tuple[tuple[str, ...], tuple[str, str, str]], ...] = (
+    (
+        ("out of memory", "DefaultCPUAllocator: can't allocate memory"),
+        ("E555", "no memory is left on the device", "lower batch.micro or data.max_tokens, or use parallel.checkpointing full"),
+    ),
+    (
+        ("No space left on device", "Disk quota exceeded", "Read-only file system"),
+        ("E513", "the disk takes no more", "free space, then resume: what has finished is kept"),
+    ),
+    (
+        ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted"),
+        ("E551", "waited for a rank that had ended", "look at the rank that failed first"),
+    ),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -151,23 +165,29 @@ def _failed(error: Exception, path: Path) -> int:
         told["problems"], code = [problem.as_dict() for problem in error.problems], error.exit_code
         sys.stderr.write(error.text() + "\n")
     else:
-        problem = _lost_peer(text) or _bug(error, path)
-        told["problems"], code = [problem.as_dict()], 5 if problem.code == "E551" else EXIT_BUG
+        problem = known_failure(error) or _bug(error, path)
+        told["problems"], code = [problem.as_dict()], LauncherError(problem).exit_code
         told["traceback"] = text
         sys.stderr.write(text)
     write_json(path, json.loads(json.dumps(told, default=str)))
     return code
 
 
-def _lost_peer(text: str) -> Problem | None:
-    if not any(sign in text for sign in LOST_PEER):
-        return None
-    return Problem(code="E551", where="", what="waited for a rank that had ended", hint="look at the rank that failed first")
+def known_failure(error: Exception) -> Problem | None:
+    """The problem that a library's error stands for, with the library's own first line; None: a bug."""
+    text = "".join(traceback.format_exception(error))
+    for signs, (code, what, hint) in FAILURES:
+        if any(sign in text for sign in signs):
+            return Problem(code=code, where="", what=f"{what} ({_first_line(error)})", hint=hint)
+    return None
 
 
 def _bug(error: Exception, path: Path) -> Problem:
-    what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return Problem(code="E901", where="", what=what, hint=f"the traceback is in {path}")
+    return Problem(code="E901", where="", what=_first_line(error), hint=f"the traceback is in {path}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 if __name__ == "__main__":

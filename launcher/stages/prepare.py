@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.artifact import read_manifest
 from launcher.rundir.folder import RunDir
-from launcher.spec.data import PYTHON_DOCS
+from launcher.spec.chain import effective_batch
+from launcher.spec.data import DEFAULT_MAX_TOKENS, PYTHON_DOCS
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
-from launcher.spec.stages import Ppo, Sft, StageBase
+from launcher.spec.stages import DEFAULT_GLOBAL_SEQS, Ppo, Sft, StageBase
 from launcher.train.base import BaseFacts, draw_model, link_model, new_model_facts, source_facts
 from launcher.train.cache import cached
 from launcher.train.canonical import BadRow, RowSource
@@ -39,8 +40,6 @@ from launcher.train.sources import FileRows
 from launcher.train.tokenizers import content_hash, load_tokenizer, make_ready, train_tokenizer
 from launcher.units import count_text
 
-DEFAULT_GLOBAL_SEQS = 32
-DEFAULT_MAX_TOKENS = 1024
 TOKENIZER_FORMAT = 1
 TOKENIZER_CHARS = 200_000_000  # a vocabulary gets no better by more text, only slower
 
@@ -164,10 +163,20 @@ def _training_texts(chosen: list[RowSource]) -> Iterator[str]:
 
 
 def _load_tokenizer(origin: Path, facts: BaseFacts, folder: Path) -> dict[str, object]:
-    tokenizer = load_tokenizer(origin)
+    tokenizer = _loaded_tokenizer(origin)
     ready = make_ready(tokenizer, where="model.tokenizer", embedding_rows=facts.embedding_rows, end_ids=facts.end_ids)
     ready.tokenizer.save_pretrained(folder)
     return {"notes": list(ready.notes)}
+
+
+def _loaded_tokenizer(origin: Path) -> PreTrainedTokenizerBase:
+    """LauncherError E540 where the folder that the user names holds none, or a broken one."""
+    try:
+        return load_tokenizer(origin)
+    except Exception as error:  # the tokenizers library raises plain Exception for a file that it cannot read
+        what = f"{origin} holds no tokenizer that can be loaded ({type(error).__name__}: {error})".splitlines()[0][:300]
+        hint = "name a folder with tokenizer.json and tokenizer_config.json, as save_pretrained writes it"
+        raise LauncherError(Problem(code="E540", where="model.tokenizer", what=what, hint=hint)) from error
 
 
 def _model(run: RunDir, job: JobSpec, facts: BaseFacts, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -192,7 +201,7 @@ def _recipe(job: JobSpec, stage: StageBase, facts: BaseFacts) -> Recipe:
         what = f"data.max_tokens is {max_tokens}{behind}, the model has {facts.positions} positions"
         hint = f"data.max_tokens: {room}, or a model with more positions" if room >= 8 else "lower max_new_tokens"
         raise LauncherError(Problem(code="E545", where=where, what=what, hint=hint))
-    batch = (stage.batch or job.batch).global_seqs or DEFAULT_GLOBAL_SEQS
+    batch = effective_batch(job, stage).global_seqs or DEFAULT_GLOBAL_SEQS
     return Recipe(
         where=where,
         kind=stage.kind,

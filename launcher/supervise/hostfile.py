@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from pathlib import Path
 
 from launcher.errors import LauncherError, Problem
@@ -23,13 +23,13 @@ def local_slots(path: Path) -> int:
 
 
 def local_names() -> frozenset[str]:
-    name = socket.gethostname().lower()
+    name = os.uname().nodename.lower()
     return frozenset({"localhost", "127.0.0.1", "::1", name, name.split(".")[0]})
 
 
 def _foreign(path: Path, entry: HostEntry) -> Problem:
     hint = "backend local starts ranks on this machine only: name localhost alone, or leave the hostfile out"
-    return _problem(path, entry.line, f"host {entry.host} is not this machine ({socket.gethostname()})", hint)
+    return _problem(path, entry.line, f"host {entry.host} is not this machine ({os.uname().nodename})", hint)
 
 
 def _problem(path: Path, line: int, what: str, hint: str) -> Problem:

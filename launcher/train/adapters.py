@@ -16,7 +16,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from launcher.errors import LauncherError, Problem
-from launcher.rundir.order import StageOrder
 from launcher.spec.model import Lora
 
 Task = Literal["causal", "reward"]
@@ -48,8 +47,8 @@ def attach_lora(model: PreTrainedModel, lora: Lora, task: Task, *, zero: int) ->
     return get_peft_model(model, lora_config(lora, task), autocast_adapter_dtype=zero != 3)
 
 
-def quantization_config(order: StageOrder) -> BitsAndBytesConfig:
-    """nf4 with double quantisation, computing in bf16 (fp32 where the order says fp32)."""
+def quantization_config(compute: torch.dtype) -> BitsAndBytesConfig:
+    """nf4 with double quantisation, computing in the stage's own dtype: bf16 is not there on GPUs that train in fp16."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LauncherError(
             Problem(
@@ -59,7 +58,6 @@ def quantization_config(order: StageOrder) -> BitsAndBytesConfig:
                 hint="pip install 'zerolaunch[qlora]', or leave model.quantize out",
             )
         )
-    compute = torch.float32 if order.precision == "fp32" else torch.bfloat16
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )

@@ -50,14 +50,23 @@ def _file_problem(file: Path) -> Problem | None:
 def _saved_dataset(path: Path, split: str, where: str) -> list[Path]:
     """Files of a folder that `datasets` wrote with save_to_disk; empty where it is another folder."""
     if (path / "dataset_dict.json").is_file():
-        splits = [str(name) for name in read_json(path / "dataset_dict.json").get("splits", ())]  # type: ignore[union-attr]
+        splits = [str(name) for name in _listed(path / "dataset_dict.json", "splits")]
         if split not in splits:
             raise LauncherError(_no_split(path, split, splits, where))
         path = path / split
     if not (path / "state.json").is_file():
         return []
-    files = read_json(path / "state.json").get("_data_files", ())
-    return [path / str(entry["filename"]) for entry in files]  # type: ignore[union-attr]
+    return [path / str(entry["filename"]) for entry in _listed(path / "state.json", "_data_files") if "filename" in entry]
+
+
+def _listed(file: Path, key: str) -> list:
+    """The list under `key` in a file that `datasets` wrote. LauncherError E531 where it cannot be read."""
+    try:
+        found = read_json(file).get(key, ())
+    except (OSError, ValueError) as error:
+        hint = "save the dataset again with save_to_disk"
+        raise LauncherError(Problem(code="E531", where=str(file), what=f"cannot be read: {error}", hint=hint)) from error
+    return list(found) if isinstance(found, list | tuple) else []
 
 
 def _folder(path: Path, split: str, where: str) -> list[Path]:

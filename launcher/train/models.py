@@ -97,7 +97,7 @@ def _load(kind, folder, order, spec, tokenizer, *, head, quantize=False, **kwarg
     if spec.attention is not None:
         kwargs["attn_implementation"] = spec.attention
     if quantize:
-        kwargs["quantization_config"] = quantization_config(order)
+        kwargs["quantization_config"] = quantization_config(dtype_of(order))
     model, info = kind.from_pretrained(folder, dtype=dtype_of(order), output_loading_info=True, **kwargs)
     if quantize:
         refuse_unquantized(model, str(folder))

@@ -235,7 +235,9 @@ class _Watch(TrainerCallback):
         values = {LOGGED[name]: float(value) for name, value in logs.items() if name in LOGGED}
         values["epoch"] = state.global_step * global_batch(self._course.order) / len(self._course.rows.train)
         self._metrics.log(state.global_step, values)
-        if not math.isfinite(values["loss"]) or not math.isfinite(values.get("grad_norm", 0.0)):
+        # In fp16 DeepSpeed tells an infinite norm of a step that it skips to lower the loss scale; at the lowest it stops.
+        norm = 0.0 if self._course.order.precision == "fp16" else values.get("grad_norm", 0.0)
+        if not math.isfinite(values["loss"]) or not math.isfinite(norm):
             raise LauncherError(
                 Problem(
                     code="E554",

@@ -40,6 +40,7 @@ class Cli:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("LAUNCHER_", "CUDA_", "MASTER_"))}
+        env["CUDA_VISIBLE_DEVICES"] = ""  # two CPU processes everywhere; GPUs have tests of their own (tests/gpu)
         argv = [sys.executable, "-m", "launcher", *words]
         return subprocess.Popen(argv, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -24,7 +24,9 @@ def test_the_lines_of_a_dry_run_train_the_chain_when_pasted_into_a_shell(launche
     path = Path(sys.executable).parent
     script = "set -e\n" + "\n".join(lines)
     shell = subprocess.run(
-        ["/bin/sh", "-c", script], cwd=launcher.folder, env={"PATH": f"{path}:/usr/bin:/bin", "HOME": str(launcher.folder)}
+        ["/bin/sh", "-c", script],
+        cwd=launcher.folder,
+        env={"PATH": f"{path}:/usr/bin:/bin", "HOME": str(launcher.folder), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert shell.returncode == 0
     [folder] = (runs / "e2e").iterdir()

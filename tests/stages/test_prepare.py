@@ -89,6 +89,13 @@ def rows(run: RunDir, stage: str, side: str = "train"):
     return found
 
 
+def test_a_stage_that_names_only_its_micro_batch_keeps_the_global_batch_of_the_job(prepare, chain, tmp_path):
+    """Ten rows are enough for steps of 4, which the job asks, and too few for the default of 32."""
+    few = write(tmp_path / "few.jsonl", TALKS[:10])
+    run, end = prepare([chain["sft"] | {"data": {"source": few}, "batch": {"micro": 2}}])
+    assert end.exit_code == 0, log(run)
+
+
 def test_a_whole_chain_is_prepared_and_a_second_time_nothing_is_read(prepare, chain):
     run, end = prepare(chain)
     assert end.exit_code == 0, end.output + log(run)
@@ -249,6 +256,17 @@ def test_an_unusable_model_does_not_hide_a_bad_row(prepare, chain, source, tmp_p
     found = problems(*prepare(chain, {"source": str(folder)}))
     assert [problem["code"] for problem in found] == ["E546", "E534"]
     assert what in found[0]["what"]
+
+
+@pytest.mark.parametrize("damage", [None, "{}", '{"model": {"vocab": {"a": 0}}, "version": "1.0"}'])
+def test_a_model_without_a_tokenizer_that_loads_is_named_and_no_bug(prepare, chain, source, damage):
+    folder = source()
+    (folder / "tokenizer.json").unlink()
+    if damage is not None:
+        (folder / "tokenizer.json").write_text(damage)
+    [problem] = problems(*prepare(chain, {"source": str(folder)}))
+    assert problem["code"] == "E540"
+    assert str(folder) in problem["what"]
 
 
 def test_the_embedded_default_serves_all_five_stages(prepare, chain):

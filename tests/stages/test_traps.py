@@ -241,6 +241,29 @@ def test_a_loss_that_is_no_number_stops_the_stage(world):
     assert (problem["code"], problem["where"]) == ("E554", "stage sft, step 1")
 
 
+def test_a_step_that_fp16_skips_to_lower_its_scale_does_not_stop_the_stage(world):
+    """DeepSpeed tells an infinite gradient norm for it; the first steps of nearly every fp16 run are such steps."""
+    run = make_run(world, kind="sft", zero=1, micro=4, precision="fp16", stage={"steps": 10})
+    edit(run.ds_config("sft"), lambda config: config["fp16"].update(initial_scale_power=24))
+    [end] = fork_ranks(_train_in_fp16, run, "sft", world=1)
+    norms = curve(run, "sft", "grad_norm")
+
+    assert end.exit_code == 0, run.stage("sft").rank_log(0).read_text()
+    assert norms[0] is None
+    assert norms[-1] < 10
+    assert held_out(run, "sft")["after/loss"] < held_out(run, "sft")["before/loss"]
+
+
+def _train_in_fp16(run, stage):
+    """As on a GPU without bf16: this CPU can compute in fp16, DeepSpeed only does not trust it to."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    from launcher.stages.__main__ import main
+
+    CPU_Accelerator.is_fp16_supported = lambda self: True
+    return main(["train", str(run.path), stage])
+
+
 def test_an_empty_split_is_refused(world):
     run = make_run(world, kind="sft")
     edit(run.stage("sft").prepared, lambda prepared: prepared["rows"].update(held_out=0))
@@ -403,6 +426,38 @@ def _lose_rank_1(run):
             os.kill(os.getpid(), signal.SIGKILL)
 
     trainer.compare_engine = lose
+    return main(["train", str(run.path), "sft"])
+
+
+FAILURES = {
+    "E555": ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB", "lower batch.micro"),
+    "E513": ("OSError", "[Errno 28] No space left on device", "free space, then resume"),
+}
+
+
+@pytest.mark.parametrize(("code", "kind", "said", "hint"), [(code, *rest) for code, rest in FAILURES.items()])
+def test_a_device_or_a_disk_that_is_full_is_no_bug(world, code, kind, said, hint):
+    run = make_run(world, kind="sft")
+    [end] = fork_ranks(_fail_with, run, kind, said, world=1)
+    [problem] = json.loads(run.stage("sft").problem(0).read_text())["problems"]
+
+    assert (end.exit_code, problem["code"]) == (5, code)
+    assert said in problem["what"]
+    assert hint in problem["hint"]
+
+
+def _fail_with(run, kind, said):
+    import torch
+
+    from launcher.stages.__main__ import main
+    from launcher.train import trainer
+
+    error = {"OutOfMemoryError": torch.OutOfMemoryError, "OSError": OSError}[kind]
+
+    def fail(*args):
+        raise error(said)
+
+    trainer.compare_engine = fail
     return main(["train", str(run.path), "sft"])
 
 

@@ -7,8 +7,10 @@ import os
 import datasets
 import pytest
 
+from launcher.errors import LauncherError
 from launcher.train.canonical import BadRow, Document, Place, share
 from launcher.train.corpus import Corpus, CorpusRows
+from launcher.train.files import data_files
 from launcher.train.pydocs import Doc
 from launcher.train.pydocs_rows import DAMAGES, first_sentence, lessons
 from launcher.train.sources import FileRows, HubTable, split_by_hash
@@ -236,3 +238,11 @@ def test_a_new_docstring_moves_no_other_row():
 )
 def test_an_answer_is_a_first_sentence_of_prose(text, expected):
     assert first_sentence(text) == expected
+
+
+@pytest.mark.parametrize("name", ["dataset_dict.json", "state.json"])
+def test_a_saved_dataset_whose_list_of_files_is_damaged_is_named(tmp_path, name):
+    (tmp_path / name).write_text("{")
+    with pytest.raises(LauncherError) as caught:
+        data_files(tmp_path, "train", "stage sft")
+    assert [(problem.code, problem.where) for problem in caught.value.problems] == [("E531", str(tmp_path / name))]

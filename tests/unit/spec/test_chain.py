@@ -36,6 +36,11 @@ def test_a_stage_starts_from_the_one_it_names_else_from_the_one_before() -> None
     assert parent_of(loaded, reward) is sft
 
 
+def test_the_embedded_corpus_is_not_the_held_out_part_of_other_data() -> None:
+    text = job("kind: sft").replace("owner/data", "owner/data, held_out: {source: python-docs}")
+    assert "python-docs cannot be the held-out part of other data" in "\n".join(errors(text))
+
+
 def test_the_batch_of_a_stage_falls_back_field_by_field() -> None:
     text = (
         job("kind: sft, batch: {micro: 2}", "kind: dpo, batch: {global: 8}", "kind: dpo, name: last")
