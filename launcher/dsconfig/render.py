@@ -12,7 +12,7 @@ from launcher.spec.job import JobSpec
 
 DsConfig = dict[str, object]
 
-NEVER = 2**31 - 1  # steps_per_print has no "off"
+NEVER = 2**31 - 1  # more steps than any run has: neither steps_per_print nor the growth of the loss scale has an "off"
 WHOLE_MODEL = 2**63 - 1  # DeepSpeed's own default of stage3_model_persistence_threshold: no limit
 ALLGATHER_ELEMENTS = 500_000_000
 SUB_GROUP_ELEMENTS = 1_000_000_000
@@ -42,7 +42,7 @@ def ds_config(job: JobSpec, stage: StagePlan) -> DsConfig:
 
 
 def fp16_section(stage: StagePlan) -> DsConfig:
-    """Dynamic loss scale. In the step where the scale grows DeepSpeed halves the gradient, so it grows rarely."""
+    """Dynamic loss scale that falls at an overflow and never grows: decision 004."""
     if stage.precision != "fp16":
         return {"enabled": False}
     return {
@@ -50,7 +50,7 @@ def fp16_section(stage: StagePlan) -> DsConfig:
         "auto_cast": False,
         "loss_scale": 0,
         "initial_scale_power": 16,
-        "loss_scale_window": 1000,
+        "loss_scale_window": NEVER,
         "hysteresis": 2,
         "min_loss_scale": 1,
     }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec
+from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec, Shape
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewModel, NewTokenizer
 from launcher.spec.places import FieldPath, Finding
@@ -17,7 +17,7 @@ from launcher.spec.stages import Kind, Ppo, Sft, Stage
 from launcher.spec.wording import listed
 
 # Shapes whose rows can serve a stage. ppo uses the prompt and drops the answer.
-SHAPES_OF_KIND: dict[Kind, tuple[str, ...]] = {
+SHAPES_OF_KIND: dict[Kind, tuple[Shape, ...]] = {
     "pretrain": ("text",),
     "sft": ("prompt_completion", "instruction", "messages", "text"),
     "reward": ("preference",),

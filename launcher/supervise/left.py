@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.rundir.artifact import find_damage, read_manifest
 from launcher.rundir.folder import RunDir, StageDir, read_json
-from launcher.supervise.policy import CheckpointFact, StageFacts
+from launcher.supervise.policy import CheckpointFact, Layout, StageFacts
 from launcher.supervise.verify import Verifier
 
 _STEP = re.compile(r"step(\d+)\Z")
@@ -55,7 +55,8 @@ def _checkpoints(folder: StageDir) -> Iterator[CheckpointFact]:
             continue
         try:
             step, world, zero = (int(str(manifest[name])) for name in ("step", "world", "zero"))
-            yield CheckpointFact(step=step, inputs=str(manifest["inputs"]), world=world, zero=zero)
+            layout = Layout(world, zero, str(manifest["precision"]))
+            yield CheckpointFact(step=step, inputs=str(manifest["inputs"]), layout=layout)
         except (KeyError, ValueError):
             continue
 

@@ -16,14 +16,25 @@ from launcher.rundir.artifact import Damage
 Action = Literal["keep", "resume", "redo", "start"]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What DeepSpeed's own files depend on: a checkpoint of another layout cannot be gone on from."""
+
+    world: int
+    zero: int
+    precision: str
+
+    def text(self) -> str:
+        return f"{self.world} ranks, ZeRO {self.zero} and {self.precision}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFact:
     """A checkpoint that verifies."""
 
     step: int
     inputs: str
-    world: int
-    zero: int
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +59,7 @@ class Decision:
     reason: str
 
 
-def decide(facts: StageFacts, *, inputs: str, world: int, zero: int) -> Decision:
+def decide(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
     """LauncherError E505 where the artifact of this stage was tampered with while its inputs still hold."""
     finished = _finished(facts)
     if finished and facts.inputs not in (inputs, None):
@@ -57,7 +68,7 @@ def decide(facts: StageFacts, *, inputs: str, world: int, zero: int) -> Decision
         raise LauncherError(damage_problems(facts.stage, facts.artifact, facts.damage))
     if finished:
         return Decision(action="keep", reason="finished, and its inputs are unchanged")
-    return _unfinished(facts, inputs=inputs, world=world, zero=zero)
+    return _unfinished(facts, inputs=inputs, layout=layout)
 
 
 def _finished(facts: StageFacts) -> bool:
@@ -66,23 +77,22 @@ def _finished(facts: StageFacts) -> bool:
     return facts.has_artifact and len(worlds) == 1 and set(facts.worlds) == set(range(*worlds))
 
 
-def _unfinished(facts: StageFacts, *, inputs: str, world: int, zero: int) -> Decision:
-    fitting = [one for one in facts.checkpoints if (one.inputs, one.world, one.zero) == (inputs, world, zero)]
+def _unfinished(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
+    fitting = [one for one in facts.checkpoints if (one.inputs, one.layout) == (inputs, layout)]
     if fitting:
         return Decision(action="resume", reason=f"goes on from the checkpoint of step {max(one.step for one in fitting)}")
     if not facts.touched:
         return Decision(action="start", reason="not started yet")
-    return Decision(action="redo", reason=_why_no_checkpoint(facts, inputs=inputs, world=world, zero=zero))
+    return Decision(action="redo", reason=_why_no_checkpoint(facts, inputs=inputs, layout=layout))
 
 
-def _why_no_checkpoint(facts: StageFacts, *, inputs: str, world: int, zero: int) -> str:
+def _why_no_checkpoint(facts: StageFacts, *, inputs: str, layout: Layout) -> str:
     if not facts.checkpoints:
         return "has not finished and left no checkpoint"
     newest = max(facts.checkpoints, key=lambda one: one.step)
     if newest.inputs != inputs:
         return f"its checkpoint of step {newest.step} was made with other settings, data or parent"
-    made = f"{newest.world} ranks and ZeRO {newest.zero}"
-    return f"its checkpoint of step {newest.step} was made by {made}, the plan has {world} and {zero}"
+    return f"its checkpoint of step {newest.step} was made with {newest.layout.text()}, the plan has {layout.text()}"
 
 
 def damage_problems(stage: str, artifact: str, damage: Sequence[Damage]) -> list[Problem]:

@@ -13,6 +13,8 @@ from launcher.rundir.order import StageOrder
 from launcher.spec.stages import StageBase
 from launcher.train.rows import global_batch
 
+MOST_STEPS = 10**9  # the schema's largest number of steps
+
 
 def refuse_wrong_config(run: RunDir, stage: StageBase, order: StageOrder) -> None:
     """What DeepSpeed accepts and then trains wrongly, or leaves to chance, is an error before anything is built."""
@@ -43,6 +45,10 @@ def refuse_wrong_config(run: RunDir, stage: StageBase, order: StageOrder) -> Non
     if order.zero == 0 and order.precision in ("bf16", "fp16"):
         what = f"{order.precision} at ZeRO 0 trains wrongly in DeepSpeed (the first Adam step is taken twice, or unscaled)"
         problems.append(Problem(code="E553", where=where, what=what, hint="use parallel.zero: 1, or precision: fp32"))
+    if order.precision == "fp16" and config["fp16"].get("loss_scale_window", 1000) < MOST_STEPS:
+        what = "the loss scale may grow: DeepSpeed divides that step's gradient by the new scale, so it counts half"
+        hint = f"render the run again: fp16.loss_scale_window {MOST_STEPS} or more"
+        problems.append(Problem(code="E553", where=where, what=what, hint=hint))
     if problems:
         raise LauncherError(problems)
 

@@ -17,6 +17,8 @@ from launcher.train.ranks import Ranks, barrier, broadcast
 
 WORK = ".work"  # beside the finished ones, on the same file system, so that finishing is one rename
 
+NAMES = {"zero": "ZeRO stage", "world": "number of ranks", "inputs": "hash of settings, data and parents"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
@@ -36,7 +38,7 @@ def seal(stage_dir: StageDir, written: Path, order: StageOrder, ranks: Ranks, *,
     barrier()  # every rank's files are there before the list is made
     if ranks.first:
         final = stage_dir.checkpoints / f"step{step}"
-        facts = {"stage": order.stage, "step": step, "world": order.world, "zero": order.zero, "inputs": inputs}
+        facts = {"stage": order.stage, "step": step, "inputs": inputs, **_layout(order)}
         write_manifest(written, facts)
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
@@ -74,16 +76,19 @@ def _newest(stage_dir: StageDir, order: StageOrder, inputs: str) -> Resume:
 def refusal(folder: Path, order: StageOrder, inputs: str) -> str | None:
     """Why this checkpoint cannot be gone on from; None where it can. Cheap reasons first, hashes last."""
     manifest = read_manifest(folder) or {}
-    wanted = {"stage": order.stage, "zero": order.zero, "world": order.world, "inputs": inputs}
-    names = {"zero": "ZeRO stage", "world": "number of ranks", "inputs": "hash of settings, data and parents", "stage": "stage"}
+    wanted = {"stage": order.stage, "inputs": inputs, **_layout(order)}
     for key, value in wanted.items():
         if manifest.get(key) != value:
-            got = manifest.get(key)
-            return f"its {names[key]} is {str(got)[:12]}, this run's is {str(value)[:12]}"
+            return f"its {NAMES.get(key, key)} is {str(manifest.get(key))[:12]}, this run's is {str(value)[:12]}"
     damage = find_damage(folder)
     if damage:
         return f"{damage[0].file} {damage[0].what}"
     return _without_optimizer(folder)
+
+
+def _layout(order: StageOrder) -> dict[str, object]:
+    """What DeepSpeed's own files depend on: it cannot go on from those of another layout."""
+    return {"world": order.world, "zero": order.zero, "precision": order.precision}
 
 
 def _without_optimizer(folder: Path) -> str | None:

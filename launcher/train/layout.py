@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from launcher.errors import LauncherError, Problem
+from launcher.spec.combine import SHAPES_OF_KIND
 from launcher.spec.data import DataSpec, Shape
 from launcher.spec.stages import Kind
 
@@ -28,13 +29,6 @@ NEEDED: dict[Shape, tuple[str, ...]] = {
     "prompts": ("prompt",),
 }
 OPTIONAL: dict[Shape, tuple[str, ...]] = {"instruction": ("input",), "preference": ("prompt", "group")}
-SERVES: dict[Kind, tuple[Shape, ...]] = {
-    "pretrain": ("text",),
-    "sft": ("messages", "prompt_completion", "instruction", "text"),
-    "reward": ("preference",),
-    "dpo": ("preference",),
-    "ppo": ("prompts", "prompt_completion", "instruction", "messages", "preference"),
-}
 OTHER_NAMES = {"messages": "conversations"}  # ShareGPT's name, taken where ours is absent
 OUR_NAMES = tuple(dict.fromkeys(name for names in [*NEEDED.values(), *OPTIONAL.values()] for name in names))
 
@@ -56,7 +50,7 @@ def layout_of(kind: Kind, data: DataSpec, columns: Sequence[str], *, loss_on_all
     if problems:
         raise LauncherError(problems)
     names = _our_names(data, columns)
-    allowed = [shape for shape in SERVES[kind] if not (kind == "sft" and shape == "text") or loss_on_all]
+    allowed = [shape for shape in SHAPES_OF_KIND[kind] if not (kind == "sft" and shape == "text") or loss_on_all]
     shape = _asked_shape(kind, data, allowed, where) if data.shape else _told_shape(kind, allowed, names, columns, where, file)
     missing = [name for name in NEEDED[shape] if name not in names]
     if missing:
@@ -111,7 +105,7 @@ def _asked_shape(kind: Kind, data: DataSpec, allowed: Sequence[Shape], where: st
         what = "plain text does not say where its answers are, and the stage has loss_on: answers"
         raise LauncherError(Problem(code="E533", where=where, what=what, hint="loss_on: all, or data of shape messages"))
     what = f"rows of shape {data.shape} cannot serve a stage of kind {kind}"
-    raise LauncherError(Problem(code="E533", where=where, what=what, hint=f"it takes {' or '.join(SERVES[kind])}"))
+    raise LauncherError(Problem(code="E533", where=where, what=what, hint=f"it takes {' or '.join(SHAPES_OF_KIND[kind])}"))
 
 
 def _told_shape(

@@ -11,7 +11,7 @@ import pytest
 from launcher.rundir.folder import read_json
 from launcher.rundir.order import read_order, write_order
 from launcher.spec.job import JobSpec
-from tests.stages.harness import run_ranks
+from tests.stages.harness import fork_ranks, run_ranks
 from tests.stages.look import curve, held_out, largest_difference, notes, refused, train, weights
 from tests.stages.ppo_world import make_ppo_run, make_ppo_world
 from tests.stages.runs import END, PAD
@@ -237,6 +237,26 @@ def test_in_bf16_equal_weights_still_have_kl_zero(ppo_world, model):
     train(run, "ppo")
     assert curve(run, "ppo", "kl") == [0.0]
     assert curve(run, "ppo", "ratio_first") == [0.0]
+
+
+def test_in_fp16_a_step_that_is_skipped_to_lower_the_loss_scale_does_not_stop_the_stage(ppo_world):
+    """The critic's first steps overflow at the scale that runs begin with; DeepSpeed then tells an infinite norm."""
+    run = make_ppo_run(ppo_world, zero=1, precision="fp16")
+    [end] = fork_ranks(_train_in_fp16, run, world=1)
+    assert end.exit_code == 0, run.stage("ppo").rank_log(0).read_text()
+    norms = curve(run, "ppo", "critic_grad_norm")
+    assert norms[0] is None
+    assert norms[-1] is not None
+    assert curve(run, "ppo", "kl")[-1] > 0
+
+
+def _train_in_fp16(run):
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    from launcher.stages.__main__ import main
+
+    CPU_Accelerator.is_fp16_supported = lambda self: True  # as a GPU without bf16 would say
+    return main(["train", str(run.path), "ppo"])
 
 
 def test_an_adapter_trains_equally_under_zero_3_and_is_handed_on_merged(ppo_world):

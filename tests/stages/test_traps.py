@@ -264,6 +264,32 @@ def _train_in_fp16(run, stage):
     return main(["train", str(run.path), stage])
 
 
+def test_a_loss_scale_that_may_grow_is_refused_because_that_steps_gradient_counts_half(world):
+    """The guard; and without it the curve leaves the right one, although the reported gradient norms show nothing."""
+    layout = {"zero": 1, "micro": 4, "precision": "fp16", "stage": {"steps": 8, "log_every": 1, "warmup": 0.0, "lr": 1e-2}}
+    steady, growing = make_run(world, kind="sft", **layout), make_run(world, kind="sft", **layout)
+    [end] = fork_ranks(_train_in_fp16, steady, "sft", world=1)
+    assert end.exit_code == 0, steady.stage("sft").rank_log(0).read_text()
+    edit(growing.ds_config("sft"), lambda config: config["fp16"].update(loss_scale_window=2))
+    codes, [problem] = refused(growing, "sft")
+    assert (codes, problem["code"]) == ({5}, "E553")
+    assert "counts half" in problem["what"]
+
+    [end] = fork_ranks(_train_unguarded_in_fp16, growing, "sft", world=1)
+    assert end.exit_code == 0, growing.stage("sft").rank_log(0).read_text()
+    losses = zip(curve(growing, "sft", "loss"), curve(steady, "sft", "loss"), strict=True)
+    off = [abs(wrong - right) for wrong, right in losses]
+    assert off[:2] == [0.0, 0.0]
+    assert max(off) > 1e-3, off
+
+
+def _train_unguarded_in_fp16(run, stage):
+    from launcher.train import agreement
+
+    agreement.MOST_STEPS = 0
+    return _train_in_fp16(run, stage)
+
+
 def test_an_empty_split_is_refused(world):
     run = make_run(world, kind="sft")
     edit(run.stage("sft").prepared, lambda prepared: prepared["rows"].update(held_out=0))

@@ -65,10 +65,10 @@ def test_one_precision_is_on_and_the_others_are_off(planned, gpus, precision, on
     assert {name for name in ("bf16", "fp16") if config[name]["enabled"]} == set(on)
 
 
-def test_the_loss_scale_of_fp16_grows_rarely(planned, gpus):
+def test_the_loss_scale_of_fp16_never_grows(planned, gpus):
     """DeepSpeed halves the gradient in the step where it grows."""
     job, plan = planned(machine=gpus, precision="fp16")
-    assert ds_config(job, plan.stages[0])["fp16"]["loss_scale_window"] == 1000
+    assert ds_config(job, plan.stages[0])["fp16"]["loss_scale_window"] > 10**9
 
 
 def test_the_config_depends_on_nothing_but_its_arguments(planned):

@@ -59,7 +59,8 @@ fault = fault if faulty == name else ""
 inputs = stage_inputs(run, read_json(run.job_json), order)
 if fault == "kill after a checkpoint":
     write_atomic(folder.checkpoints / "step3" / "weights", "w")
-    write_manifest(folder.checkpoints / "step3", {"step": 3, "world": order.world, "zero": order.zero, "inputs": inputs})
+    layout = {"world": order.world, "zero": order.zero, "precision": order.precision}
+    write_manifest(folder.checkpoints / "step3", {"step": 3, "inputs": inputs, **layout})
 if fault.startswith("kill"):
     os.kill(os.getpid(), signal.SIGKILL)
 if fault == "hang":

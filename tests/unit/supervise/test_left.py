@@ -11,7 +11,7 @@ from launcher.supervise.verify import Verifier
 def write_checkpoint(run: RunDir, step: int, **facts: object) -> None:
     folder = run.stage("sft").checkpoints / f"step{step}"
     write_atomic(folder / "weights", "abc")
-    write_manifest(folder, {"step": step, "world": 2, "zero": 1, "inputs": "now", **facts})
+    write_manifest(folder, {"step": step, "world": 2, "zero": 1, "precision": "fp32", "inputs": "now", **facts})
 
 
 def test_only_prepared_data_means_untouched(run):
