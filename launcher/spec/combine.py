@@ -19,7 +19,7 @@ from launcher.spec.wording import listed
 # Shapes whose rows can serve a stage. ppo uses the prompt and drops the answer.
 SHAPES_OF_KIND: dict[Kind, tuple[Shape, ...]] = {
     "pretrain": ("text",),
-    "sft": ("prompt_completion", "instruction", "messages", "text"),
+    "sft": ("messages", "prompt_completion", "instruction", "text"),
     "reward": ("preference",),
     "dpo": ("preference",),
     "ppo": ("prompts", "prompt_completion", "instruction", "messages", "preference"),
