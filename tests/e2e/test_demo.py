@@ -1,4 +1,4 @@
-"""examples/tiny.yaml through all five stages of the real command line, with short stages; then every reader of the run.
+"""examples/tiny.yaml through all five stages of the real command line, with short stages and a power cut in each but the first.
 
 `make demo` is the same command with the example's own lengths. That those teach the model what they claim is measured by
 `python benchmarks/demo.py`, which fails below the limits of its table.
@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from launcher.backends.shell import find_processes
 from launcher.rundir.artifact import find_damage, read_manifest
+from tests.e2e.test_faults import attempts
 
 pytestmark = pytest.mark.e2e
 
@@ -23,14 +28,33 @@ FEW_ROWS = [word for stage in STEPS for word in ("--set", f"stages.{stage}.eval_
 NO_GATE = ["--set", "stages.reward.gate=null"]
 
 
-def test_the_embedded_default_goes_through_all_five_stages_and_answers(launcher):
-    code, out, err = launcher("run", str(EXAMPLE), *SHORT, *FEW_ROWS, *NO_GATE)
+def cut_power(launcher, process) -> None:
+    """Controller, deepspeed and ranks are gone at one instant: stopped first, so that none sees another one die."""
+    pids = [process.pid, *(one.pid for one in find_processes(str(launcher.run.path)) if one.pid != process.pid)]
+    for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+    process.communicate()
+
+
+def test_the_embedded_default_survives_power_cuts_goes_through_all_five_stages_and_answers(launcher):
+    process = launcher.start("run", str(EXAMPLE), *SHORT, *FEW_ROWS, *NO_GATE)
+    runs = launcher.folder / "runs/tiny"
+    for stage in list(STEPS)[1:]:
+        launcher.wait_for(lambda stage=stage: any(runs.glob(f"*/stages/{stage}/metrics.jsonl")), process)
+        cut_power(launcher, process)
+        process = launcher.start("resume")
+    code, out, err = launcher.end(process)
     assert code == 0, err
     run = launcher.run
+    assert [attempt[-1] for attempt in attempts(launcher)[:-1]] == [f"{stage} started" for stage in list(STEPS)[1:]]
+    finished = [what for attempt in attempts(launcher) for what in attempt if what.endswith(" finished")]
+    assert finished == [f"{stage} finished" for stage in STEPS]  # each once: only the unfinished stage is done again
     assert out.splitlines()[0] == str(run.path)
     table = {line.split()[0]: line for line in out.splitlines() if line.split()[:1] and line.split()[0] in STEPS}
     assert set(table) == set(STEPS)
-    assert all(" done " in line for line in table.values())
+    assert all(line.split()[1] in ("done", "kept") for line in table.values())
 
     for stage in STEPS:
         folder = run.stage(stage).artifact
