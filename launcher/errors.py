@@ -168,6 +168,12 @@ _code(
     when="A file that would be written exists.",
     remedy="Choose another place, or say --force.",
 )
+_code(
+    "E120",
+    title="stage named that is not there",
+    when="--stage or STAGE names no stage of the job.",
+    remedy="Use one of the listed stages.",
+)
 
 # --- E2xx: the plan ------------------------------------------------------------------------------------------------
 _code(
@@ -444,6 +450,12 @@ _code(
     when="A file of model.source or model.tokenizer is not in the cache, and the Hugging Face hub cannot be reached.",
     remedy="Check the network, or name a local folder.",
 )
+_code(
+    "E414",
+    title="file not usable",
+    when="The system refuses a file or folder to a command: its permissions, a full or read-only disk, a damaged file system.",
+    remedy="Mend its permissions or the disk, or name another place.",
+)
 
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
@@ -511,12 +523,6 @@ _code(
     title="processes would not end",
     when="Processes of the run are alive although they were told to stop and then killed.",
     remedy="Look at the processes that are named; a driver or file system may hold them.",
-)
-_code(
-    "E512",
-    title="stage named that is not there",
-    when="--stage or STAGE names no stage of the job.",
-    remedy="Use one of the listed stages.",
 )
 
 _code(

@@ -56,7 +56,7 @@ def _names(summary: RunSummary) -> list[str]:
 
 
 def find_log(folder: RunDir, summary: RunSummary, stage: str | None, rank: int | None) -> Path:
-    """LauncherError E512 where the stage or the rank is not there."""
+    """LauncherError E120 where the stage or the rank is not there."""
     name = stage or _current(summary)
     if name not in _names(summary):
         raise LauncherError(_missing(folder, f"there is no stage {name}", f"the stages are {', '.join(_names(summary))}"))
@@ -86,7 +86,7 @@ def _existing(folder: RunDir, log: Path, owner: str) -> Path:
 
 
 def _missing(folder: RunDir, what: str, hint: str) -> Problem:
-    return Problem(code="E512", where=str(folder.path), what=what, hint=hint)
+    return Problem(code="E120", where=str(folder.path), what=what, hint=hint)
 
 
 def _print(log: Path, going_on: Callable[[], bool]) -> None:

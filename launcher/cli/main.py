@@ -7,6 +7,7 @@ command is imported, so that `launcher status` does not pay for `launcher plan`.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import importlib
 import json
@@ -72,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away; nothing was promised to be complete
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_STOPPED
+    except OSError as error:
+        problem = _refused(error)
+        _tell(LauncherError(problem), as_json="--json" in words)
+        return LauncherError(problem).exit_code
     except Exception:
         _tell(LauncherError(_bug()), as_json="--json" in words)
         return EXIT_BUG
@@ -130,6 +135,22 @@ def _tell(error: LauncherError, *, as_json: bool) -> None:
         print(json.dumps({"errors": [problem.as_dict() for problem in error.problems]}, indent=1), flush=True)
     else:
         print(printable(error.text()), file=sys.stderr, flush=True)
+
+
+# What a system says of its files. Anything else that it says is not expected, and so a bug.
+_ABOUT_FILES = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EIO", "ESTALE")
+)
+
+
+def _refused(error: OSError) -> Problem:
+    """A file that the system does not give is not our fault, wherever we meet it."""
+    if error.errno not in _ABOUT_FILES:
+        return _bug()
+    what = f"cannot be used: {(error.strerror or 'unknown reason').lower()}"
+    hint = "mend its permissions or the disk, or name another place"
+    return Problem(code="E414", where=str(error.filename or "a file"), what=what, hint=hint)
 
 
 def _bug() -> Problem:

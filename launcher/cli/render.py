@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
     run_dir = RunDir(Path(os.path.realpath(args.output)))
     if run_dir.path.exists():
         what = "is there already; nothing is written over"
-        raise LauncherError(Problem(code="E404", where=str(args.output), what=what, hint="name a folder that does not exist"))
+        raise LauncherError(Problem(code="E119", where=str(args.output), what=what, hint="name a folder that does not exist"))
     make_folder(run_dir)
     write_run(run_dir, Planned(job=loaded.job, job_text=loaded.text, plan=plan))
     files = sorted(str(path.relative_to(run_dir.path)) for path in run_dir.path.rglob("*") if path.is_file())

@@ -51,6 +51,7 @@ def _ask(owner: Owner) -> None:
     asked_s = time.monotonic()
     say(f"asking process {owner.pid} to stop")
     send(owner.process, signal.SIGTERM)
+    send(owner.process, signal.SIGCONT)  # one that Ctrl-Z has stopped takes its TERM only when it runs again
     again = False
     while is_alive(owner.process) and (waited_s := time.monotonic() - asked_s) < GIVE_UP_S:
         if not again and waited_s > ASK_AGAIN_S:

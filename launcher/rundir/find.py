@@ -16,7 +16,8 @@ def find_runs(runs_root: Path) -> list[RunDir]:
     if not runs_root.is_dir():
         return []
     found = [path for job in _folders(runs_root) for path in _folders(job) if _is_run(path)]
-    return [RunDir(path.absolute()) for path in sorted(found, key=lambda path: (path.name, str(path)))]
+    # resolved, as create.new_run does: a run's processes are known by its path, whatever links lead to it
+    return [RunDir(path.resolve()) for path in sorted(found, key=lambda path: (path.name, str(path)))]
 
 
 def find_run(text: str | None, runs_root: Path) -> RunDir:

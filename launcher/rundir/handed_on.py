@@ -33,14 +33,14 @@ def stage_names(run: RunDir) -> list[str]:
 
 
 def find_model(run: RunDir, stage: str | None, *, any_kind: bool) -> HandedOn:
-    """The stage that is named, or the last one in the chain that hands on a language model. E512, E566.
+    """The stage that is named, or the last one in the chain that hands on a language model. E120, E566.
 
     `any_kind` lets a named reward model pass: it can be exported, but it does not generate.
     """
     names = stage_names(run)
     if stage is not None and stage not in names:
         hint = f"the stages are {', '.join(names)}"
-        raise LauncherError(Problem(code="E512", where="--stage", what=f"no stage {stage!r} in this run", hint=hint))
+        raise LauncherError(Problem(code="E120", where="--stage", what=f"no stage {stage!r} in this run", hint=hint))
     finished = {name: found for name in names if (found := _handed_on(run, name)) is not None}
     if stage is None:
         causal = [found for found in finished.values() if found.model_kind == "causal"]

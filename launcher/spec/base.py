@@ -26,6 +26,14 @@ def _auto_is_none(value: Any) -> Any:
 # `auto` and an absent value mean the same: the plan chooses and says why. Written `Annotated[int | None, Auto]`.
 Auto = BeforeValidator(_auto_is_none)
 
+
+def _bool_as_word(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+# For Literal[0, 1, …]: Python holds True for 1 and False for 0, so that `zero: false` would be ZeRO 0 without a word.
+NotBool = BeforeValidator(_bool_as_word)
+
 # No control characters (C0, DEL, C1) and no bidirectional overrides: these texts reach terminals, files and argv.
 _PLAIN = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+$"
 Text = Annotated[str, StringConstraints(pattern=_PLAIN, max_length=4096)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.spec.base import Auto, Block, EnvName, Name, Text
+from launcher.spec.base import Auto, Block, EnvName, Name, NotBool, Text
 from launcher.spec.model import ModelSpec
 from launcher.spec.stages import BatchSpec, Stage
 
@@ -36,7 +36,7 @@ class ParallelSpec(Block):
     tensor: int = Field(1, ge=1, le=1024, description="ranks that share each matrix")
     pipeline: int = Field(1, ge=1, le=1024, description="groups of layers, each on its own rank")
     sequence: int = Field(1, ge=1, le=1024, description="ranks that share each sequence (Ulysses)")
-    zero: Annotated[Literal[0, 1, 2, 3] | None, Auto] = Field(None, description="ZeRO stage; None: the plan chooses")
+    zero: Annotated[Literal[0, 1, 2, 3] | None, Auto, NotBool] = Field(None, description="ZeRO stage; None: the plan chooses")
     offload: Annotated[Offload | None, Auto] = Field(None, description="None: the plan chooses")
     checkpointing: Annotated[Literal["none", "full"] | None, Auto] = Field(
         None, description="activation checkpointing; None: the plan chooses"
@@ -46,7 +46,7 @@ class ParallelSpec(Block):
 class JobSpec(Block):
     """One job: a model, a cluster, and stages in the order they run."""
 
-    spec_version: Literal[1] = Field(1, description="version of this format")
+    spec_version: Annotated[Literal[1], NotBool] = Field(1, description="version of this format")
     name: Name = Field(description="lower-case letters, digits, - and _")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="of everything random")
     model: ModelSpec = Field(description="`source`, a model to start from, or `new`, one to draw")

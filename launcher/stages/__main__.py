@@ -36,8 +36,20 @@ FAILURES: tuple[tuple[tuple[str, ...], tuple[str, str, str]], ...] = (
         ("E555", "no memory is left on the device", "lower batch.micro or data.max_tokens, or use parallel.checkpointing full"),
     ),
     (
-        ("No space left on device", "Disk quota exceeded", "Read-only file system"),
+        # the last three are all that torch.save says of a full disk
+        (
+            *("No space left on device", "Disk quota exceeded", "Read-only file system"),
+            *("basic_ios::clear: iostream error", "PytorchStreamWriter failed writing file", ". unexpected pos "),
+        ),
         ("E513", "the disk takes no more", "free space, then resume: what has finished is kept"),
+    ),
+    (
+        ("ignore_mismatched_sizes",),
+        ("E546", "the weights do not fit config.json", "use the config.json that belongs to the weights"),
+    ),
+    (
+        ("[Errno 13] Permission denied", "[Errno 1] Operation not permitted"),
+        ("E513", "a file may not be read or written", "mend its permissions, then resume: what has finished is kept"),
     ),
     (
         ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted"),

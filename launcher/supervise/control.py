@@ -42,11 +42,11 @@ def written_bytes(run: RunDir) -> int:
 
 
 def check_stage(planned: Planned, name: str | None) -> None:
-    """LauncherError E512 where --stage names no stage of the job."""
+    """LauncherError E120 where --stage names no stage of the job."""
     names = [stage.stage_name for stage in planned.job.stages]
     if name is not None and name not in names:
         what = f"--stage {name}: the job has no such stage"
-        raise LauncherError(Problem(code="E512", where=planned.job.name, what=what, hint=f"its stages are {', '.join(names)}"))
+        raise LauncherError(Problem(code="E120", where=planned.job.name, what=what, hint=f"its stages are {', '.join(names)}"))
 
 
 def control(run: RunDir, planned: Planned, *, only: str | None = None, quiet: bool = False) -> Ending:

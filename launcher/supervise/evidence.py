@@ -59,6 +59,7 @@ class Evidence:
     left_alive: int = 0  # processes of the run found after the launcher had ended
     logs: Mapping[int, str] = field(default_factory=dict)  # rank -> path of its log
     launcher_log: str = ""
+    full_disk: str = ""  # the run folder, where its disk takes no more: a rank then cannot even say so
     last_lines: tuple[str, ...] = ()  # end of the log of the rank that is blamed, or of the launcher
 
 
@@ -69,6 +70,8 @@ def find_problems(evidence: Evidence) -> list[Problem]:
     cause = _first_cause(evidence)
     if isinstance(cause, Told):
         return [_placed(problem, evidence, cause.rank) for problem in cause.problems]
+    if evidence.full_disk and (cause is None or cause.signal_number is None):
+        return [_full_disk_problem(evidence)]
     if isinstance(cause, Death):
         return [_death_problem(cause, evidence)]
     return [_world_problem(evidence) or _launcher_problem(evidence)]
@@ -151,10 +154,16 @@ def _world_problem(evidence: Evidence) -> Problem | None:
     )
 
 
+def _full_disk_problem(evidence: Evidence) -> Problem:
+    what = f"the disk is full, and {'stage ' if evidence.logs else ''}{evidence.stage} ended without a word"
+    hint = "free space, then resume: what has finished is kept"
+    return Problem(code="E513", where=evidence.full_disk, what=what, hint=hint)
+
+
 def _launcher_problem(evidence: Evidence) -> Problem:
     if not evidence.logs:  # prepare is one process without ranks
         what = f"ended {_ending(evidence.exit_code)} and without a word"
-        return Problem(code="E508", where=evidence.stage, what=_with_lines(what, evidence), hint=_hint(evidence.launcher_log))
+        return Problem(code="E508", where=evidence.stage, what=_with_lines(what, evidence), hint=_prepare_hint(evidence))
     missing = sorted(set(range(evidence.world)) - set(evidence.worlds))
     marks = f"no success marker of rank {', '.join(map(str, missing[:8]))}" if missing else "though every rank left its marker"
     left = f"; {evidence.left_alive} of its processes were still alive and have been ended" if evidence.left_alive else ""
@@ -183,6 +192,10 @@ def _with_lines(what: str, evidence: Evidence) -> str:
 
 def _hint(log: str) -> str:
     return f"read {log}; `launcher resume` goes on from the last checkpoint"
+
+
+def _prepare_hint(evidence: Evidence) -> str:
+    return f"read {evidence.launcher_log}; `launcher resume` prepares again and keeps what is in the cache"
 
 
 def problem_from(told: Mapping[str, object]) -> Problem:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.rundir.artifact import find_damage, read_manifest
+from launcher.rundir.artifact import Damage, find_damage, read_manifest
 from launcher.rundir.folder import RunDir, StageDir, read_json
 from launcher.supervise.policy import CheckpointFact, Layout, StageFacts
 from launcher.supervise.verify import Verifier
@@ -20,6 +20,7 @@ def stage_facts(run: RunDir, stage: str, verifier: Verifier) -> StageFacts:
     folder = run.stage(stage)
     has_artifact = folder.artifact.is_dir()
     manifest = read_manifest(folder.artifact) if has_artifact else None
+    hashed = _hashed(folder)
     return StageFacts(
         stage=stage,
         artifact=str(folder.artifact),
@@ -27,7 +28,8 @@ def stage_facts(run: RunDir, stage: str, verifier: Verifier) -> StageFacts:
         damage=verifier.find_damage(folder.artifact) if has_artifact else [],
         inputs=str(manifest["inputs"]) if manifest and "inputs" in manifest else None,
         worlds=dict(_markers(folder)),
-        checkpoints=list(_checkpoints(folder)),
+        checkpoints=list(_checkpoints(hashed)),
+        damaged=_damaged(hashed),
         touched=any(path.name != _FROM_PREPARE for path in _entries(folder.path)),
     )
 
@@ -47,11 +49,16 @@ def _markers(folder: StageDir) -> Iterator[tuple[int, int]]:
             yield int(match[1]), world
 
 
-def _checkpoints(folder: StageDir) -> Iterator[CheckpointFact]:
+def _hashed(folder: StageDir) -> dict[Path, list[Damage]]:
+    """Every folder with a checkpoint's name, and its damage: each is hashed once."""
+    return {path: find_damage(path) for path in _entries(folder.checkpoints) if _STEP.match(path.name)}
+
+
+def _checkpoints(hashed: dict[Path, list[Damage]]) -> Iterator[CheckpointFact]:
     """Those that verify; a damaged one is as good as none. The ranks look again, and for themselves, before they load."""
-    for path in _entries(folder.checkpoints):
-        manifest = read_manifest(path) if _STEP.match(path.name) else None
-        if manifest is None or find_damage(path):
+    for path in hashed:
+        manifest = read_manifest(path)
+        if manifest is None or hashed[path]:
             continue
         try:
             step, world, zero = (int(str(manifest[name])) for name in ("step", "world", "zero"))
@@ -59,6 +66,10 @@ def _checkpoints(folder: StageDir) -> Iterator[CheckpointFact]:
             yield CheckpointFact(step=step, inputs=str(manifest["inputs"]), layout=layout)
         except (KeyError, ValueError):
             continue
+
+
+def _damaged(hashed: dict[Path, list[Damage]]) -> dict[int, Damage]:
+    return {int(path.name.removeprefix("step")): damage[0] for path, damage in hashed.items() if damage}
 
 
 def set_aside(run: RunDir, stage: str) -> Path | None:

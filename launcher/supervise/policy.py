@@ -7,7 +7,7 @@ silence: the user hears which file, and chooses between restoring it and doing t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.errors import LauncherError, Problem
@@ -49,6 +49,7 @@ class StageFacts:
     worlds: Mapping[int, int]  # rank -> world in its success marker
     checkpoints: Sequence[CheckpointFact]
     touched: bool  # something of an earlier attempt lies there
+    damaged: Mapping[int, Damage] = field(default_factory=dict)  # step of a checkpoint that does not verify -> its first damage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ def _finished(facts: StageFacts) -> bool:
 def _unfinished(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
     fitting = [one for one in facts.checkpoints if (one.inputs, one.layout) == (inputs, layout)]
     if fitting:
-        return Decision(action="resume", reason=f"goes on from the checkpoint of step {max(one.step for one in fitting)}")
+        step = max(one.step for one in fitting)
+        reason = f"goes on from the checkpoint of step {step}"
+        return Decision(action="resume", reason="; ".join([reason, *_damage_texts(facts, after=step)]))
     if not facts.touched:
         return Decision(action="start", reason="not started yet")
     return Decision(action="redo", reason=_why_no_checkpoint(facts, inputs=inputs, layout=layout))
@@ -88,11 +91,19 @@ def _unfinished(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
 
 def _why_no_checkpoint(facts: StageFacts, *, inputs: str, layout: Layout) -> str:
     if not facts.checkpoints:
-        return "has not finished and left no checkpoint"
+        return "; ".join(_damage_texts(facts)) or "has not finished and left no checkpoint"
     newest = max(facts.checkpoints, key=lambda one: one.step)
     if newest.inputs != inputs:
         return f"its checkpoint of step {newest.step} was made with other settings, data or parent"
     return f"its checkpoint of step {newest.step} was made with {newest.layout.text()}, the plan has {layout.text()}"
+
+
+def _damage_texts(facts: StageFacts, *, after: int = 0) -> list[str]:
+    """Checkpoints that would have been better than the one used: never passed over in silence."""
+    steps = sorted(step for step in facts.damaged if step > after)
+    return [
+        f"the checkpoint of step {step} is damaged: {facts.damaged[step].file} {facts.damaged[step].what}" for step in steps
+    ]
 
 
 def damage_problems(stage: str, artifact: str, damage: Sequence[Damage]) -> list[Problem]:

@@ -19,6 +19,7 @@ from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, end_processes, start
 from launcher.rundir.folder import RunDir, read_json
 from launcher.supervise.evidence import Evidence, Told, blamed_rank, problem_from
+from launcher.supervise.host import free_disk_bytes
 from launcher.supervise.ranks import RankTable
 from launcher.supervise.stop import StopFlag
 
@@ -27,6 +28,7 @@ AFTER_DEATH_S = 3.0  # launch.py looks once a second; the other ranks may still 
 AFTER_WORD_S = 10.0  # a rank that has told its failure is about to end
 AFTER_DONE_S = 30.0
 TERM_GRACE_S = 5.0
+FULL_BYTES = 64 * 1024  # with less than this free, neither a word of a rank nor its log's end can be counted on
 TAIL_LINES, TAIL_BYTES = 8, 16 * 1024
 
 
@@ -89,6 +91,7 @@ def follow(
         left_alive=0 if early else len(found),
         logs={rank: str(path) for rank, path in files.rank_logs.items()},
         launcher_log=str(files.log),
+        full_disk=str(run.path) if free_disk_bytes(run.path) < FULL_BYTES else "",
     )
     return Outcome(stopped=stop.asked, evidence=_with_last_lines(evidence), still_alive=alive)
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from launcher.errors import LauncherError, Problem
 from launcher.train.canonical import Message
+from launcher.train.tokenizers import TEMPLATE_ERRORS
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Made = TypeVar("Made")
@@ -183,8 +183,9 @@ class Chat:
             return render_jinja_template(
                 conversations=[list(dialogue)], chat_template=self.template, **options, **self.tokenizer.special_tokens_map
             )
-        except TemplateError as error:
-            raise Unrenderable(f"the chat template refuses the dialogue: {error.message or type(error).__name__}") from error
+        except TEMPLATE_ERRORS as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise Unrenderable(f"the chat template refuses the dialogue: {reason}") from error
 
     def _misfit(self, reason: str) -> LauncherError:
         what = f"the chat template of the tokenizer does not fit training on answers: {reason}"

@@ -169,14 +169,24 @@ def _kind(path: Path) -> type[_Jsonl | _Json | _Csv | _Parquet | _Arrow | _Text]
 
 def _keys(path: Path, rows: Iterator[RawRow]) -> list[str]:
     seen: dict[str, None] = {}
-    empty = True
-    for row in islice(rows, COLUMN_ROWS):
-        empty = False
-        if not isinstance(row, BadRow):
-            seen |= dict.fromkeys(row[1])
-    if empty:
+    first = list(islice(rows, COLUMN_ROWS))
+    good = [row[1] for row in first if not isinstance(row, BadRow)]
+    if not first:
         raise LauncherError(_problem("E536", path, "the file has no row", "write rows into it"))
+    if not good:  # without this it would be told as a file without the needed column
+        raise LauncherError(_unreadable(path, [row for row in first if isinstance(row, BadRow)]))
+    for values in good:
+        seen |= dict.fromkeys(values)
     return list(seen)
+
+
+def _unreadable(path: Path, bad: list[BadRow]) -> Problem:
+    what = f"none of its first {len(bad)} rows can be read; row {bad[0].place.row} {bad[0].reason}"
+    hint = "write one JSON object a line, or name the file .txt where it is plain text"
+    with path.open("rb") as file:
+        if path.suffix == ".jsonl" and file.read(64).lstrip().startswith(b"["):
+            hint = "name the file .json where it holds one JSON list of objects; .jsonl is one object a line"
+    return _problem("E531", path, what, hint)
 
 
 def _object(raw: bytes, place: Place) -> RawRow:

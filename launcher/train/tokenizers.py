@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -32,6 +33,8 @@ CHAT_TEMPLATE = (
 PAD_CANDIDATES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<unk>", "[UNK]")
 # What loading leaves in the settings and saving would hand on: code that nobody runs, and how the folder was found here.
 NOT_HANDED_ON = ("auto_map", "is_local", "local_files_only")
+# What a chat template can raise: it refuses, or it is a program with a mistake.
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 UNLIMITED = 10**9  # transformers would warn about every text longer than the model; rows are measured and dropped here
 
 
@@ -144,9 +147,12 @@ def _repair_end(tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> list[s
 
 
 def _ends_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Special tokens after the answer of a small dialogue, in the order the template writes them."""
+    """Special tokens after the answer of a small dialogue, in the order the template writes them; none where it refuses it."""
     dialogue = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-    text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    except TEMPLATE_ERRORS:  # it may want a system turn first; if it is broken, the rows will tell
+        return []
     ids = tokenizer(text[text.rfind("ANSWER") + len("ANSWER") :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return [token for token in ids if token in special]

@@ -202,7 +202,7 @@ def test_export_into_a_folder_with_files_is_refused_and_an_empty_one_is_used(tra
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--stage", "sfd"], 5, "[E512] no stage 'sfd' in this run"),
+        (["--stage", "sfd"], 2, "[E120] no stage 'sfd' in this run"),
         (["--temperature", "-1"], 2, "'-1' is not a temperature"),
         (["--max-new-tokens", "0"], 2, "'0' is not a number of tokens"),
     ],

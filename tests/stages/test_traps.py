@@ -472,6 +472,46 @@ def test_a_device_or_a_disk_that_is_full_is_no_bug(world, code, kind, said, hint
     assert hint in problem["hint"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_save_on_a_full_disk_is_known_though_it_hardly_says_so(zipped):
+    import torch
+
+    from launcher.stages.__main__ import known_failure
+
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        torch.save({"a": torch.zeros(200_000)}, "/dev/full", _use_new_zipfile_serialization=zipped)
+    problem = known_failure(caught.value)
+    assert problem is not None
+    assert problem.code == "E513"
+
+
+def test_a_damaged_file_is_not_taken_for_a_full_disk(tmp_path):
+    import torch
+
+    from launcher.stages.__main__ import known_failure
+
+    (tmp_path / "x.pt").write_bytes(b"PK\x03\x04" + b"junk" * 100)
+    with pytest.raises(RuntimeError) as caught:
+        torch.load(tmp_path / "x.pt")
+    assert known_failure(caught.value) is None
+
+
+def test_weights_of_another_shape_than_config_json_are_no_bug(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from launcher.stages.__main__ import known_failure
+
+    sizes = {"vocab_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(hidden_size=16, **sizes)).save_pretrained(tmp_path)
+    LlamaConfig(hidden_size=32, **sizes).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError) as caught:
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    problem = known_failure(caught.value)
+    assert problem is not None
+    assert problem.code == "E546"
+
+
 def _fail_with(run, kind, said):
     import torch
 

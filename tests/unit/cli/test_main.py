@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -102,6 +103,21 @@ def test_a_bug_is_ours_and_its_traceback_is_kept(
     assert str(kept) in err
     assert "ZeroDivisionError" in kept.read_text(encoding="utf-8")
     assert kept.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_file_that_the_system_refuses_is_no_bug(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, OSError(number, os.strerror(number), "/runs/x/events.jsonl"))
+    assert main(["schema"]) == 4
+    assert capsys.readouterr().err.startswith(f"/runs/x/events.jsonl [E414] cannot be used: {os.strerror(number).lower()}")
+
+
+def test_what_no_file_explains_stays_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(monkeypatch, OSError(errno.EBADF, "Bad file descriptor"))
+    assert main(["schema"]) == 1
+    assert "[E901]" in capsys.readouterr().err
 
 
 def test_a_stop_by_the_keyboard_exits_with_6(monkeypatch: pytest.MonkeyPatch) -> None:

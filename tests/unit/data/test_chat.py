@@ -102,6 +102,15 @@ def test_a_template_that_would_train_the_wrong_tokens_is_refused(with_template, 
     assert reason in caught.value.problems[0].what
 
 
+@pytest.mark.parametrize(
+    "broken", ["{{ 1 / 0 }}", "{{ messages[9]['x'] + 1 }}", "{% for x in range(10 ** 12) %}a{% endfor %}", "{% if %}"]
+)
+def test_a_template_with_a_mistake_gives_bad_rows_and_no_crash(with_template, broken):
+    made = tokenise([Dialogue(HERE, TALK)], with_template(broken), "sft", "answers")
+    assert isinstance(made[0], BadRow)
+    assert made[0].reason.startswith("the chat template refuses the dialogue: ")
+
+
 def test_what_a_template_refuses_is_a_bad_row_among_good_ones(with_template):
     strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + UNTAGGED
     bad = [message("system", "be kind"), *TALK]

@@ -297,8 +297,9 @@ def test_two_preparers_of_one_entry_both_end_well(chat, tmp_path):
     first, second = queue.get(timeout=60), queue.get(timeout=60)
     for preparer in preparers:
         preparer.join(30)
-    assert first == second
-    assert first[1:] == (False, 1)
+    assert first[::2] == second[::2]
+    assert not (first[1] and second[1])  # one may find it finished where the machine is busy, never both
+    assert first[2] == 1
     assert [str(path) for path in tmp_path.iterdir()] == [first[0]]
     assert find_damage(tmp_path / os.path.basename(first[0])) == []
 

@@ -76,6 +76,23 @@ def test_a_file_of_blank_lines_has_no_row(tmp_path, problems_of):
     assert problems_of(read_columns, path)[0].what == "the file has no row"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason", "hint"),
+    [
+        ("hello\nworld\n", "row 1 broken JSON", "one JSON object a line"),
+        ('[\n {\n  "text": "a"\n }\n]\n', "row 1 broken JSON", "name the file .json"),
+        ("3\n4\n", "row 1 is a number", "one JSON object a line"),
+    ],
+)
+def test_a_file_without_one_readable_row_is_told_so_and_not_that_a_column_is_missing(tmp_path, problems_of, text, reason, hint):
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    (problem,) = problems_of(read_columns, path)
+    assert (problem.code, problem.where) == ("E531", str(path))
+    assert reason in problem.what
+    assert hint in problem.hint
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     path = tmp_path / "bom.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')

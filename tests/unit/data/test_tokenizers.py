@@ -86,6 +86,13 @@ def test_the_token_that_ends_a_turn_becomes_the_end_token():
     assert "instead of <|eos|>" in made.notes[0]
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('a system turn comes first') }}", "{{ 1 / 0 }}"])
+def test_a_template_that_refuses_a_small_dialogue_leaves_the_end_token_as_it_is(template):
+    tokenizer = word_tokenizer("<|eot|>", "<|eos|>", "<pad>", eos_token="<|eos|>", pad_token="<pad>")
+    tokenizer.chat_template = template
+    assert ready(tokenizer, end_ids=frozenset({2, 3})).tokenizer.eos_token == "<|eos|>"
+
+
 def test_padding_and_truncation_are_on_the_right_and_no_length_limits_a_text():
     made = ready(word_tokenizer("</s>", "<pad>", eos_token="</s>", pad_token="<pad>", padding_side="left", model_max_length=4))
     assert (made.tokenizer.padding_side, made.tokenizer.truncation_side) == ("right", "right")

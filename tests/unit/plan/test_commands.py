@@ -77,8 +77,8 @@ def test_render_writes_a_whole_run_folder(tmp_path, capsys):
 
 def test_render_writes_nothing_over(tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    assert main(["render", str(EXAMPLES / "tiny.yaml"), "-o", "out"]) == 4
-    assert "out [E404] is there already; nothing is written over" in capsys.readouterr().err
+    assert main(["render", str(EXAMPLES / "tiny.yaml"), "-o", "out"]) == 2
+    assert "out [E119] is there already; nothing is written over" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == []
 
 

@@ -41,6 +41,12 @@ def test_a_path_means_that_folder_wherever_it_is(runs, tmp_path):
     assert name_of(str(runs / "b" / "20260101-000000-aaaaaa"), tmp_path / "elsewhere") == "b/aaaaaa"
 
 
+@pytest.mark.parametrize("text", [None, "b", "20260103-000000-cccccc"])
+def test_a_run_reached_through_a_link_has_the_path_that_its_processes_carry(runs, tmp_path, text):
+    (tmp_path / "link").symlink_to(runs)
+    assert find_run(text, tmp_path / "link").path == (runs / "b" / "20260103-000000-cccccc").resolve()
+
+
 def test_runs_are_listed_oldest_first_and_only_runs(runs):
     assert [run.path.name[-6:] for run in find_runs(runs)] == ["aaaaaa", "bbbbbb", "cccccc"]
 

@@ -111,6 +111,16 @@ def test_forms_of_the_model_block(written: str, says: str) -> None:
     assert says in found[0]
 
 
+@pytest.mark.parametrize("field", ["spec_version", "parallel.zero"])
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_true_is_not_one_and_false_is_not_zero_where_numbers_are_listed(field: str, word: str) -> None:
+    block, _, key = field.rpartition(".")
+    line = f"{block}: {{{key}: {word}}}" if block else f"{key}: {word}"
+    found = errors(f"{RIGHT.rstrip()}\n{line}\n")
+    assert [text.split()[0] for text in found] == ["E108"]
+    assert f'{field}: "{word}" is not' in found[0]
+
+
 def test_no_message_obeys_the_text_it_shows() -> None:
     text = 'name: "a\\e]8;;http://x\\a\\nb"\n' + RIGHT.partition("\n")[2]
     with pytest.raises(LauncherError) as caught:

@@ -70,6 +70,27 @@ def test_a_launcher_that_we_ended_is_not_the_cause():
     assert "rank 1 [E502] ended with exit code 1" in seen(death(1, EXIT_1), exit_code=-15, ended_by_us=True)
 
 
+@pytest.mark.parametrize("causes", [(), (death(0, 120 << 8),), (death(0, None),)])
+def test_a_full_disk_is_named_where_no_rank_could_say_so(causes):
+    evidence = Evidence(stage="sft", world=1, exit_code=1, worlds={}, deaths=causes, logs={0: "log"}, full_disk="/runs/x")
+    (problem,) = find_problems(evidence)
+    assert (problem.code, problem.where) == ("E513", "/runs/x")
+
+
+def test_a_full_disk_is_not_blamed_for_a_signal_or_against_a_rank_s_word():
+    common = {"stage": "sft", "world": 1, "exit_code": 1, "worlds": {}, "logs": {0: "log"}, "full_disk": "/runs/x"}
+    assert find_problems(Evidence(**common, deaths=(death(0, SEGV),)))[0].code == "E501"
+    assert find_problems(Evidence(**common, told=(word(0),)))[0].code == "E502"
+
+
+def test_prepare_which_has_no_checkpoints_promises_none():
+    evidence = Evidence(stage="prepare", world=1, exit_code=-9, worlds={}, told=(), deaths=(), launcher_log="log.txt")
+    (problem,) = find_problems(evidence)
+    assert (problem.code, problem.where) == ("E508", "prepare")
+    assert "checkpoint" not in problem.hint
+    assert "log.txt" in problem.hint
+
+
 def test_every_rank_done_is_a_success_and_anything_less_is_not():
     assert seen(exit_code=0, r0=3, r1=3, r2=3) == ""
     assert seen(exit_code=-9, ended_by_us=True, r0=3, r1=3, r2=3) == ""  # it hung at its exit

@@ -28,7 +28,9 @@ def test_checkpoints_that_do_not_verify_are_not_listed(run):
     write_atomic(run.stage("sft").checkpoints / "step2" / "weights", "abd")  # same size, another content
     (run.stage("sft").checkpoints / "step3" / "manifest.json").unlink()
     write_atomic(run.stage("sft").checkpoints / ".work" / "weights", "abc")
-    assert [one.step for one in left.stage_facts(run, "sft", Verifier()).checkpoints] == [1]
+    facts = left.stage_facts(run, "sft", Verifier())
+    assert [one.step for one in facts.checkpoints] == [1]
+    assert {step: damage.file for step, damage in facts.damaged.items()} == {2: "weights", 3: "manifest.json"}
 
 
 def test_a_finished_stage_is_read_with_its_worlds_and_inputs(run):

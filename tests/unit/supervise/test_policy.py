@@ -81,6 +81,19 @@ def test_an_unfinished_stage_without_a_checkpoint_is_redone():
     assert reason_of(replace(EMPTY, touched=True)) == "has not finished and left no checkpoint"
 
 
+def test_a_damaged_checkpoint_is_never_passed_over_in_silence():
+    damaged = {step: Damage(file="weights.pt", what="has another sha256") for step in (20, 120)}
+    alone = replace(EMPTY, touched=True, damaged={120: damaged[120]})
+    assert (action_of(alone), reason_of(alone)) == (
+        "redo",
+        "the checkpoint of step 120 is damaged: weights.pt has another sha256",
+    )
+    beside = replace(HALF_DONE, damaged=damaged)
+    assert action_of(beside) == "resume"
+    assert "step 80; the checkpoint of step 120 is damaged" in reason_of(beside)
+    assert "step 20" not in reason_of(beside)
+
+
 def test_a_checkpoint_of_other_inputs_is_not_used():
     facts = replace(HALF_DONE, checkpoints=[replace(CHECKPOINT, inputs="then")])
     assert action_of(facts) == "redo"
