@@ -7,6 +7,7 @@ that differs from it is damaged, one with another fingerprint is stale: all thre
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from launcher.rundir.artifact import find_damage, read_manifest, write_manifest
 
+# What rename says where another builder's entry appeared after we looked; a folder with files in it is ENOTEMPTY on Linux.
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 Build = Callable[[Path], dict[str, object]]
 
 
@@ -43,9 +46,12 @@ def _move_in(folder: Path, entry: Path, fingerprint: str) -> None:
     """Another builder may have been first: what it made stays where it is whole; anything else makes room."""
     while True:
         if not os.path.lexists(entry):
-            with contextlib.suppress(FileExistsError, NotADirectoryError):
+            try:
                 folder.rename(entry)
                 return
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
         elif is_whole(entry, fingerprint):
             return
         else:

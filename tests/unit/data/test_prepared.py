@@ -297,9 +297,8 @@ def test_two_preparers_of_one_entry_both_end_well(chat, tmp_path):
     first, second = queue.get(timeout=60), queue.get(timeout=60)
     for preparer in preparers:
         preparer.join(30)
-    assert first[::2] == second[::2]
-    assert not (first[1] and second[1])  # one may find it finished where the machine is busy, never both
-    assert first[2] == 1
+    assert first == second
+    assert first[1:] == (False, 1)
     assert [str(path) for path in tmp_path.iterdir()] == [first[0]]
     assert find_damage(tmp_path / os.path.basename(first[0])) == []
 
@@ -317,6 +316,26 @@ def test_what_another_builder_finished_meanwhile_is_kept(tmp_path):
     slow = build("slow", first=lambda: cached(entry, "fingerprint", build("quick")))
     assert cached(entry, "fingerprint", slow) is False
     assert (entry / "file").read_text() == "quick"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
+def test_an_entry_that_appears_between_the_look_and_the_rename_is_kept(tmp_path, monkeypatch):
+    def build(folder):
+        (folder / "file").write_text("x")
+        return {}
+
+    entry, really = tmp_path / "entry", os.path.lexists
+    looks = []
+
+    def lexists(path):
+        if not looks:
+            looks.append(path)
+            cached(entry, "fingerprint", build)  # the other builder, just after we saw nothing
+            return False
+        return really(path)
+
+    monkeypatch.setattr("launcher.train.cache.os.path.lexists", lexists)
+    assert cached(entry, "fingerprint", build) is False
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
