@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu check goldens docs bench clean
+.PHONY: help install demo test test-matrix test-gpu check goldens docs bench clean
 
 help:
 	@echo "make demo      train the embedded default through all five stages (minutes on two cores)"
 	@echo "make test      all tests"
+	@echo "make test-matrix  every layout against plain PyTorch, written to benchmarks/results/ (half an hour on two cores)"
 	@echo "make check     linters, types, import contracts and the tests that need no torch (under a minute)"
 	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
 	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"
@@ -31,6 +32,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-matrix: $(READY)
+	EQUAL_RUNS=benchmarks/results/equal_runs.json $(BIN)/python -m pytest -q -m '' tests/stages/equal_runs tests/stages/test_continued.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu

@@ -178,21 +178,21 @@ _code(
 # --- E2xx: the plan ------------------------------------------------------------------------------------------------
 _code(
     "E201",
-    title="not built yet",
-    when="The job asks for tensor, pipeline or sequence parallelism.",
-    remedy="Leave the degree at 1: all ranks are data parallel.",
+    title="degrees do not fit the ranks",
+    when="tensor x pipeline x sequence does not divide the number of ranks.",
+    remedy="Use the degrees that are named, or another number of ranks.",
 )
 _code(
     "E202",
-    title="offload to NVMe is not built yet",
-    when="parallel.offload names nvme.",
-    remedy="Offload to cpu.",
+    title="offload to NVMe not usable",
+    when="Parameters are to go to NVMe, the optimizer below ZeRO 3, or nvme_path is missing, relative or without use.",
+    remedy="Offload the optimizer at ZeRO 3 with an absolute nvme_path, or offload to cpu.",
 )
 _code(
     "E203",
     title="offload without effect",
-    when="DeepSpeed would ignore the offload, or change the optimizer without offloading.",
-    remedy="Use the ZeRO stage that is named, or leave the offload out.",
+    when="DeepSpeed would ignore the offload, or change the optimizer without offloading, or nothing would leave the device.",
+    remedy="Use what is named, or leave the offload out.",
 )
 _code(
     "E204",
@@ -203,7 +203,7 @@ _code(
 _code(
     "E205",
     title="precision not usable here",
-    when="The device cannot train in this precision, or DeepSpeed trains wrongly with it at this ZeRO stage.",
+    when="The device cannot train in it, DeepSpeed trains wrongly with it at this ZeRO stage, or tf32 has no effect.",
     remedy="Use the precision or ZeRO stage that is named, or leave it out.",
 )
 _code(
@@ -271,6 +271,37 @@ _code(
     title="GPU to plan for",
     when="cluster.gpu names no GPU of the catalogue, comes without a number of ranks, or is not what this machine has.",
     remedy="Use a name that is listed, with cluster.slots; to run here, remove it.",
+)
+_code(
+    "E217",
+    title="tensor degree does not fit the model",
+    when="parallel.tensor does not divide the attention heads, the key/value heads or the columns of the MLP.",
+    remedy="Use the nearest degree that is named.",
+)
+_code(
+    "E218",
+    title="sequence degree not usable here",
+    when="parallel.sequence does not suit the heads, or stands beside a tensor or pipeline degree, packing, eager attention"
+    " or a sliding window.",
+    remedy="Use what is named, or sequence: 1.",
+)
+_code(
+    "E219",
+    title="pipeline not usable here",
+    when="More pipeline stages than blocks, or a ZeRO stage other than 1.",
+    remedy="Use what is named, or pipeline: 1.",
+)
+_code(
+    "E220",
+    title="stage cannot be cut",
+    when="A ppo stage or a 4-bit base is to run with a tensor, pipeline or sequence degree above 1.",
+    remedy="Give the stage a `parallel` block of its own with degrees of 1.",
+)
+_code(
+    "E221",
+    title="parallel setting without effect",
+    when="hpz, quantized communication, an offload ratio or a balance is asked for where DeepSpeed does not read it.",
+    remedy="Remove it, or use what is named.",
 )
 
 # --- E3xx: DeepSpeed configs ---------------------------------------------------------------------------------------
@@ -455,6 +486,12 @@ _code(
     title="file not usable",
     when="The system refuses a file or folder to a command: its permissions, a full or read-only disk, a damaged file system.",
     remedy="Mend its permissions or the disk, or name another place.",
+)
+_code(
+    "E415",
+    title="NVMe folder not usable",
+    when="The folder of offload.nvme_path is not there on this machine, or cannot be written.",
+    remedy="Make it on a fast local disk, or name another one.",
 )
 
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
@@ -715,6 +752,12 @@ _code(
     when="A split is empty, so that nothing can be trained or measured.",
     remedy="Give more data, or another held_out.",
 )
+_code(
+    "E561",
+    title="checkpoint does not fit",
+    when="A checkpoint verifies, but holds other weights than the stage trains, has gaps, or was written by another version.",
+    remedy="Remove the checkpoint folder that is named and resume: the stage goes on from the one before, or starts again.",
+)
 
 _code(
     "E564",
@@ -733,6 +776,24 @@ _code(
     title="no such model to try or export",
     when="No stage of the run has finished and hands on a language model, or the stage named does not.",
     remedy="Name a finished stage with --stage, or resume the run first.",
+)
+_code(
+    "E567",
+    title="ranks that share a replica hold different rows",
+    when="Two ranks of one replica (same tensor, pipeline or sequence group) were given other rows for the same step.",
+    remedy="Check that all hosts see the same run folder and cache; resume from the last checkpoint.",
+)
+_code(
+    "E568",
+    title="operator not built",
+    when="An operator of DeepSpeed in C++ (for NVMe, offload with a ratio, ZeRO++ quantisation) cannot be compiled here.",
+    remedy="Install what the message names, or use a setting that needs no operator, such as offload.optimizer: cpu.",
+)
+_code(
+    "E569",
+    title="loss scale collapsed",
+    when="In fp16 the loss scale fell to its minimum, and gradients still did not fit into 16 bits.",
+    remedy="Use precision: bf16 or fp32; or lower lr, raise the warm-up, give clip a value.",
 )
 # --- E9xx: ours ----------------------------------------------------------------------------------------------------
 _code(

@@ -1,4 +1,4 @@
-"""Catalogue and parser -> docs/errors.md and docs/cli.md. `python -m launcher.cli.docs [ROOT]` writes them; a test compares."""
+"""What the code says -> docs/{errors,cli,parallelism}.md. `python -m launcher.cli.docs [ROOT]` writes them; a test compares."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from launcher.cli.docs_parallelism import parallelism_text
 from launcher.cli.main import COMMANDS, make_parser
 from launcher.errors import CATALOGUE, EXIT_CODES
 from launcher.rundir.folder import write_atomic
@@ -56,13 +57,13 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def doc_texts() -> dict[str, str]:
-    """Path below the repository -> text."""
-    return {"docs/errors.md": errors_text(), "docs/cli.md": cli_text()}
+def doc_texts(root: Path) -> dict[str, str]:
+    """Path below the repository, which is at `root`, -> text."""
+    return {"docs/errors.md": errors_text(), "docs/cli.md": cli_text(), "docs/parallelism.md": parallelism_text(root)}
 
 
 def main(root: Path) -> None:
-    for name, text in doc_texts().items():
+    for name, text in doc_texts(root).items():
         write_atomic(root / name, text)
 
 

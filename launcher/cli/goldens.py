@@ -39,7 +39,7 @@ SMALL_MACHINE = Machine(
 
 def golden_texts(root: Path) -> dict[str, str]:
     """Path below `root` -> the text that belongs there."""
-    return {**doc_texts(), **dict(_examples(root))}
+    return {**doc_texts(root), **dict(_examples(root))}
 
 
 def machine_for(job: JobSpec) -> Machine:

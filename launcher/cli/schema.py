@@ -9,6 +9,7 @@ from launcher.errors import EXIT_DONE
 from launcher.spec.base import Auto
 from launcher.spec.fields import all_blocks, keys_of
 from launcher.spec.job import JobSpec
+from launcher.spec.parallel import StageAuto
 
 _AUTO = {"const": "auto"}
 
@@ -30,6 +31,6 @@ def schema_text() -> str:
     for _, block in all_blocks():
         properties = schema["properties"] if block is JobSpec else schema["$defs"][block.__name__]["properties"]
         for key, info in keys_of(block).items():
-            if Auto in info.metadata and _AUTO not in properties[key]["anyOf"]:
+            if {Auto, StageAuto} & set(info.metadata) and _AUTO not in properties[key]["anyOf"]:
                 properties[key]["anyOf"].append(_AUTO)
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

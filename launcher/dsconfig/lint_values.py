@@ -1,6 +1,6 @@
 """Values and combinations of a DeepSpeed config: what contradicts itself, is ignored, or computes something else. Pure rules.
 
-Each silent case was run with DeepSpeed 0.19.8; tests/stages/test_deepspeed_silence.py shows some of them again.
+Each silent case was run with DeepSpeed 0.19.8; tests/stages/traps/test_config.py shows some of them again.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ DERIVE, pure.
 
 from __future__ import annotations
 
+from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.order import StageOrder
 from launcher.spec.chain import parent_of
@@ -28,8 +29,14 @@ def stage_order(job: JobSpec, plan: Plan, stage_name: str) -> StageOrder:
         stage=stage_name,
         kind=planned.kind,
         world=planned.world,
+        dp=planned.dp,
+        tp=planned.tp,
+        pp=planned.pp,
+        sp=planned.sp,
+        balance=parallel_of(job, stage).balance,
         device=plan.machine.device,
         precision=planned.precision,
+        tf32=job.tf32,
         checkpointing=planned.checkpointing,
         zero=planned.zero,
         micro_batch=planned.micro_batch,

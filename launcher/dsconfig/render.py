@@ -1,12 +1,14 @@
 """(JobSpec, StagePlan) -> the DeepSpeed config of one stage, with every value written out and nothing left "auto".
 
 DERIVE, pure. There is no "optimizer" and no "scheduler" section: the stage makes a torch AdamW, and where both are given
-DeepSpeed takes the stage's without a word. Written for DeepSpeed 0.19.8.
+DeepSpeed takes the stage's without a word. There is no "tensor_parallel" section either: the ranks cut their weights before
+`deepspeed.initialize`, and with it DeepSpeed would look for whole ones to cut. Written for DeepSpeed 0.19.8.
 """
 
 from __future__ import annotations
 
-from launcher.plan.memory import LIVE_PARAMETERS, reduce_bucket_elements
+from launcher.plan.asked import Asked, parallel_of
+from launcher.plan.memory import LIVE_PARAMETERS, NVME_BUFFERS, SUB_GROUP_ELEMENTS, reduce_bucket_elements, sums_in_fp32
 from launcher.plan.plan import StagePlan
 from launcher.spec.job import JobSpec
 
@@ -15,29 +17,47 @@ DsConfig = dict[str, object]
 NEVER = 2**31 - 1  # more steps than any run has: neither steps_per_print nor the growth of the loss scale has an "off"
 WHOLE_MODEL = 2**63 - 1  # DeepSpeed's own default of stage3_model_persistence_threshold: no limit
 ALLGATHER_ELEMENTS = 500_000_000
-SUB_GROUP_ELEMENTS = 1_000_000_000
 
 
 def ds_config(job: JobSpec, stage: StagePlan) -> DsConfig:
     """The whole config of one stage, as DeepSpeed reads it from JSON."""
-    clip = next(spec.clip for spec in job.stages if spec.stage_name == stage.name)
-    return {
+    spec = next(spec for spec in job.stages if spec.stage_name == stage.name)
+    asked = parallel_of(job, spec)
+    config: DsConfig = {
+        # global = micro x accumulation x replicas: the ranks tell DeepSpeed by an mpu that a replica is not one process
         "train_batch_size": stage.global_batch,
         "train_micro_batch_size_per_gpu": stage.micro_batch,
         "gradient_accumulation_steps": stage.grad_accum,
-        "gradient_clipping": clip,
-        "zero_optimization": zero_section(stage),
+        "gradient_clipping": spec.clip,
+        "zero_optimization": zero_section(stage, asked),
         "bf16": {"enabled": stage.precision == "bf16"},
         "fp16": fp16_section(stage),
         # torch's AdamW is not on DeepSpeed's list of tested optimizers; it is element-wise, so flat pieces are right
         "zero_allow_untested_optimizer": True,
-        # keep torch's AdamW under offload too: DeepSpeedCPUAdam would have to be compiled on every node
+        # the stage's own optimizer is kept under offload too: torch's AdamW is as fast on the host and needs no compiler
         "zero_force_ds_cpu_optimizer": False,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False, "synchronized": False}},  # the default waits for the device at each step
+    }
+    if sums_in_fp32(stage):
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if stage.pp > 1:
+        config["pipeline"] = pipeline_section()
+    return config
+
+
+def pipeline_section() -> DsConfig:
+    """The keys that DeepSpeed's pipeline engine reads; `stages` and `partition` it does not."""
+    return {
+        # blocks are checkpointed inside the stage by transformers' own code, as in every other layout
+        "activation_checkpoint_interval": 0,
+        "use_reentrant": False,
+        # a partitioned activation is put together by the shape of the first one (runtime/pipe/engine.py:709): ours vary
+        "pipe_partitioned": False,
+        "grad_partitioned": False,
     }
 
 
@@ -56,7 +76,7 @@ def fp16_section(stage: StagePlan) -> DsConfig:
     }
 
 
-def zero_section(stage: StagePlan) -> DsConfig:
+def zero_section(stage: StagePlan, asked: Asked) -> DsConfig:
     """zero_optimization. Bucket sizes from hidden^2, as transformers fills in its "auto", but never of a few matrices."""
     if stage.zero == 0:
         return {"stage": 0}
@@ -70,12 +90,12 @@ def zero_section(stage: StagePlan) -> DsConfig:
         "allgather_bucket_size": ALLGATHER_ELEMENTS,
         "round_robin_gradients": False,
         "sub_group_size": SUB_GROUP_ELEMENTS,
-        "offload_optimizer": _offload(stage.offload_optimizer),
+        "offload_optimizer": _offload(stage.offload_optimizer) | _optimizer_offload(stage, asked),
     }
-    return shared | (_stage3(stage) if stage.zero == 3 else {})
+    return shared | (_stage3(stage, asked) if stage.zero == 3 else {})
 
 
-def _stage3(stage: StagePlan) -> DsConfig:
+def _stage3(stage: StagePlan, asked: Asked) -> DsConfig:
     return {
         "overlap_comm": True,
         "offload_param": _offload(stage.offload_parameters),
@@ -86,11 +106,21 @@ def _stage3(stage: StagePlan) -> DsConfig:
         "stage3_max_reuse_distance": LIVE_PARAMETERS,
         # without it the Trainer writes no model.safetensors, and the next stage has nothing to start from
         "stage3_gather_16bit_weights_on_model_save": True,
-        "zero_hpz_partition_size": 1,
-        "zero_quantized_weights": False,
-        "zero_quantized_gradients": False,
+        "zero_hpz_partition_size": asked.hpz or 1,
+        "zero_quantized_weights": asked.quantized_weights,
+        "zero_quantized_gradients": asked.quantized_gradients,
     }
 
 
 def _offload(place: str) -> DsConfig:
-    return {"device": place, "pin_memory": place == "cpu"}
+    return {"device": place, "pin_memory": place != "none"}
+
+
+def _optimizer_offload(stage: StagePlan, asked: Asked) -> DsConfig:
+    """What only the place that is named reads."""
+    if stage.offload_optimizer == "nvme":
+        # overlapped reading and writing stops with an empty AssertionError at small sub-groups
+        # (runtime/swap_tensor/pipelined_optimizer_swapper.py:219)
+        swap: DsConfig = {"nvme_path": asked.nvme_path, "buffer_count": NVME_BUFFERS}
+        return swap | {"pipeline_read": False, "pipeline_write": False, "fast_init": False}
+    return {"ratio": asked.ratio or 1.0} if stage.offload_optimizer == "cpu" and stage.zero == 3 else {}

@@ -1,7 +1,7 @@
 """(load, what is pinned, machine) -> the layout of one stage: the first rung of a ladder, cheapest first, that fits.
 
 DERIVE, pure. Rungs cost more from top to bottom: ZeRO 0-2 send the same bytes a step, full checkpointing costs a third more
-compute, ZeRO 3 sends half as much again, offload waits for the host's memory.
+compute, ZeRO 3 sends half as much again, offload waits for the host's memory. The degrees are given, not searched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ ENOUGH_TOKENS = {"cuda": 32_768, "cpu": 8_192}
 FEW_TOKENS = {"cuda": 2_048, "cpu": 1}
 
 
+_CHECKPOINTED: dict[Checkpointing, str] = {"full": "full checkpointing", "offload": "checkpoints on the host"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
     zero: int
@@ -30,8 +33,9 @@ class Rung:
 
     def text(self) -> str:
         words = [f"ZeRO-{self.zero}"]
-        words += ["full checkpointing"] if self.checkpointing == "full" else []
+        words += [_CHECKPOINTED[self.checkpointing]] if self.checkpointing != "none" else []
         words += [f"{name} on the CPU" for name, place in self._offloads() if place == "cpu"]
+        words += ["optimizer on NVMe"] if self.offload_optimizer == "nvme" else []
         return ", ".join(words)
 
     def _offloads(self) -> list[tuple[str, Place]]:
@@ -48,6 +52,9 @@ LADDER: tuple[Rung, ...] = (
     *(Rung(zero=3, checkpointing=kept, offload_optimizer="cpu") for kept in ("none", "full")),
     *(Rung(zero=3, checkpointing=kept, offload_parameters="cpu") for kept in ("none", "full")),
     *(Rung(zero=3, checkpointing=kept, offload_optimizer="cpu", offload_parameters="cpu") for kept in ("none", "full")),
+    # Only where asked for: the plan does not know of a disk.
+    *(Rung(zero=3, checkpointing=kept, offload_optimizer="nvme") for kept in ("none", "full")),
+    *(Rung(zero=3, checkpointing=kept, offload_optimizer="nvme", offload_parameters="cpu") for kept in ("none", "full")),
 )
 
 
@@ -60,8 +67,12 @@ class Pinned:
     offload_optimizer: Place | None
     offload_parameters: Place | None
     micro: int | None
+    hpz: int = 1
+    ratio: float = 1.0
 
     def allows(self, rung: Rung) -> bool:
+        if rung.offload_optimizer == "nvme" and self.offload_optimizer is None:
+            return False
         pairs = (
             (self.zero, rung.zero),
             (self.checkpointing, rung.checkpointing),
@@ -69,6 +80,14 @@ class Pinned:
             (self.offload_parameters, rung.offload_parameters),
         )
         return all(wanted is None or wanted == offered for wanted, offered in pairs)
+
+
+def rungs_for(pinned: Pinned) -> list[Rung]:
+    """The allowed ones, cheapest first. Checkpoints rest on the host only where it is asked for: each block waits for them."""
+    ladder = list(LADDER)
+    if pinned.checkpointing == "offload":
+        ladder = [replace(rung, checkpointing="offload") for rung in LADDER if rung.checkpointing == "full"]
+    return [rung for rung in ladder if pinned.allows(rung)]
 
 
 UNPINNED = Pinned(zero=None, checkpointing=None, offload_optimizer=None, offload_parameters=None, micro=None)
@@ -84,26 +103,36 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What a stage is placed on: the ranks, their device, and the rows of one optimizer step."""
+    """What a stage is placed on: the ranks and their degrees, their device, and the rows of one optimizer step."""
 
     machine: Machine
     dp: int
     precision: Precision
     global_batch: int
+    tp: int = 1
+    pp: int = 1
+    sp: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.tp * self.pp * self.sp
 
     @property
     def rows(self) -> int:
-        """Rows of one rank and optimizer step."""
+        """Rows of one replica and optimizer step."""
         return self.global_batch // self.dp
+
+    @property
+    def shards(self) -> int:
+        """Ranks that ZeRO splits over."""
+        return self.dp * self.sp
 
 
 def choose(load: Load, ground: Ground, pinned: Pinned) -> Chosen | None:
     """The first rung that fits safely with enough tokens in a pass; else the best of what fits at all; else None."""
     rejected: list[Rejected] = []
     second: Chosen | None = None
-    for rung in LADDER:
-        if not pinned.allows(rung):
-            continue
+    for rung in rungs_for(pinned):
         refusal = unsuited(rung, ground, pinned)
         if refusal is not None:
             rejected.append(Rejected(plan=rung.text(), code=refusal[0], text=refusal[1]))
@@ -125,45 +154,64 @@ _WRONG = "DeepSpeed trains wrongly in 16 bit at ZeRO 0: bf16 runs Adam one step 
 _FREE = "ZeRO 1 sends the same bytes, keeps the optimizer once and not once a rank, and reports the gradient norm"
 _ALONE = "one rank has nobody to split with"
 _AT_HOME = "the ranks are CPU processes: everything is in host memory already"
+_PIPED = "under a pipeline ZeRO 0 clips by the norm of the first stage alone, and DeepSpeed refuses ZeRO 2 and 3"
 
 
 def unsuited(rung: Rung, ground: Ground, pinned: Pinned) -> tuple[str, str] | None:
     """Code and text where a rung is not tried, whatever it needs; None: it is tried."""
-    offload = rung.offload_optimizer == "cpu" or rung.offload_parameters == "cpu"
+    to_cpu = rung.offload_optimizer == "cpu" or rung.offload_parameters == "cpu"
+    if ground.pp > 1 and rung.zero != 1:
+        return "E219", _PIPED
     if rung.zero == 0 and ground.precision != "fp32":
         return "E205", _WRONG
-    if rung.zero == 0 and ground.dp > 1 and pinned.zero is None:
+    if rung.zero == 0 and ground.shards > 1 and pinned.zero is None:
         return "E215", _FREE
-    lowest = 0 if ground.precision == "fp32" else 1
-    if ground.dp == 1 and rung.zero > lowest and not offload and pinned.zero is None:
+    lowest = 0 if ground.precision == "fp32" and ground.pp == 1 else 1
+    if ground.shards == 1 and rung.zero > lowest and not to_cpu and pinned.zero is None:
         return "E215", _ALONE
-    return ("E203", _AT_HOME) if offload and ground.machine.device == "cpu" else None
+    return ("E203", _AT_HOME) if to_cpu and ground.machine.device == "cpu" else None
 
 
-def layout_of(ground: Ground, rung: Rung, micro: int) -> Layout:
+def layout_of(ground: Ground, rung: Rung, micro: int, pinned: Pinned) -> Layout:
     return Layout(
         dp=ground.dp,
+        tp=ground.tp,
+        pp=ground.pp,
+        sp=ground.sp,
         zero=rung.zero,
         precision=ground.precision,
         checkpointing=rung.checkpointing,
         offload_optimizer=rung.offload_optimizer,
         offload_parameters=rung.offload_parameters,
         micro_batch=micro,
+        grad_accum=ground.rows // micro,
         cuda=ground.machine.device == "cuda",
+        hpz=pinned.hpz,
+        ratio=pinned.ratio,
     )
 
 
 def best_micro(load: Load, ground: Ground, rung: Rung, pinned: Pinned) -> tuple[Layout, Memory]:
     """The largest micro-batch that fits safely, else that fits at all, else the smallest one."""
     limit = ground.machine.memory_bytes
-    enough = max(1, ENOUGH_TOKENS[ground.machine.device] // (load.sequences_per_row * load.row_tokens))
-    choices = [pinned.micro] if pinned.micro else [micro for micro in micro_choices(ground.rows, dp=1) if micro <= enough]
-    tried = [(layout, memory_of(load, layout, limit_bytes=limit)) for layout in (layout_of(ground, rung, m) for m in choices)]
+    choices = [pinned.micro] if pinned.micro else micros_worth_trying(load, ground)
+    layouts = (layout_of(ground, rung, micro, pinned) for micro in choices)
+    tried = [(layout, memory_of(load, layout, limit_bytes=limit)) for layout in layouts]
     for wanted in (SAFE, LIKELY):
         for layout, memory in tried:
             if (memory.p_fit or 0) >= wanted:
                 return layout, memory
     return tried[-1]
+
+
+def micros_worth_trying(load: Load, ground: Ground) -> list[int]:
+    """Largest first, none with more tokens than keep a device busy; under a pipeline those that fill it, where there are such.
+
+    A pipeline of pp stages idles (pp - 1) / (accumulation + pp - 1) of the time.
+    """
+    enough = max(1, ENOUGH_TOKENS[ground.machine.device] * ground.sp // (load.sequences_per_row * load.row_tokens))
+    choices = [micro for micro in micro_choices(ground.rows, dp=1) if micro <= enough]
+    return [micro for micro in choices if ground.rows // micro >= ground.pp] or choices
 
 
 def _fits(memory: Memory, layout: Layout, ground: Ground, wanted: float) -> bool:
@@ -176,8 +224,9 @@ def host_fits(memory: Memory, layout: Layout, ground: Ground) -> bool:
 
 
 def _busy(load: Load, layout: Layout, ground: Ground, pinned: Pinned) -> bool:
-    tokens = layout.micro_batch * load.sequences_per_row * load.row_tokens
-    return pinned.micro is not None or layout.micro_batch == ground.rows or tokens >= FEW_TOKENS[ground.machine.device]
+    tokens = layout.micro_batch * load.sequences_per_row * load.row_tokens // ground.sp
+    most = micros_worth_trying(load, ground)[0]
+    return pinned.micro is not None or layout.micro_batch == most or tokens >= FEW_TOKENS[ground.machine.device]
 
 
 def _rank(chosen: Chosen) -> tuple[bool, int]:

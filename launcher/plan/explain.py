@@ -11,11 +11,15 @@ from launcher.plan.plan import Machine, Plan, StagePlan
 from launcher.units import bytes_text, count_text
 
 HEAD = ("stage", "ranks", "ZeRO", "precision", "micro x accum x dp = global", "tokens", "memory of a rank", "fits")
+DEGREES_HEAD = "ranks = dp x tp x pp x sp"
 
 
 def plan_text(plan: Plan, *, rejected: bool = False) -> str:
     """The whole plan. `rejected` adds the candidates that were not taken."""
-    lines = [f"{plan.job} on {machine_text(plan.machine)}", "", *table([HEAD, *map(_row, plan.stages)])]
+    plain = all(stage.dp == stage.world for stage in plan.stages)
+    head = HEAD if plain else (HEAD[0], DEGREES_HEAD, *HEAD[2:])
+    rows = [_row(stage, plain=plain) for stage in plan.stages]
+    lines = [f"{plan.job} on {machine_text(plan.machine)}", "", *table([head, *rows])]
     for stage in plan.stages:
         lines += ["", *_stage_lines(stage)]
         if rejected:
@@ -35,10 +39,11 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _row(stage: StagePlan) -> tuple[str, ...]:
+def _row(stage: StagePlan, *, plain: bool) -> tuple[str, ...]:
+    degrees = "" if plain else f" = {stage.dp} x {stage.tp} x {stage.pp} x {stage.sp}"
     return (
         stage.name,
-        str(stage.world),
+        f"{stage.world}{degrees}",
         f"{stage.zero}{_offload_text(stage)}",
         stage.precision,
         f"{stage.micro_batch} x {stage.grad_accum} x {stage.dp} = {stage.global_batch}",

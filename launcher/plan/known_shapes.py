@@ -45,6 +45,31 @@ def _pythia(vocab: int, hidden: int, layers: int, heads: int) -> Config:
     }
 
 
+def _phi(hidden: int, layers: int) -> Config:
+    return {
+        "model_type": "phi",
+        "vocab_size": 51_200,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
+
+
+def _opt(hidden: int, layers: int, heads: int) -> Config:
+    return {
+        "model_type": "opt",
+        "vocab_size": 50_272,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * hidden,
+        "max_position_embeddings": 2048,
+    }
+
+
 _LLAMA_2_7B = _gated("llama", (32_000, 4096, 32, 32, 32, 11_008, 4096))
 _LLAMA_2_13B = _gated("llama", (32_000, 5120, 40, 40, 40, 13_824, 4096))
 _LLAMA_2_70B = _gated("llama", (32_000, 8192, 80, 64, 8, 28_672, 4096))
@@ -57,6 +82,9 @@ _QWEN25_15B = _gated("qwen2", (151_936, 1536, 28, 12, 2, 8960, 131_072), tied=Tr
 _QWEN25_7B = _gated("qwen2", (152_064, 3584, 28, 28, 4, 18_944, 131_072))
 _QWEN3_06B = _gated("qwen3", (151_936, 1024, 28, 16, 8, 3072, 40_960), tied=True, head_dim=128)
 _QWEN3_8B = _gated("qwen3", (151_936, 4096, 36, 32, 8, 12_288, 40_960), head_dim=128)
+_GEMMA_2B = _gated("gemma", (256_000, 2048, 18, 8, 1, 16_384, 8192), tied=True, head_dim=256)
+_GEMMA_7B = _gated("gemma", (256_000, 3072, 28, 16, 16, 24_576, 8192), tied=True, head_dim=256)
+_PHI_3_MINI = {**_gated("phi3", (32_064, 3072, 32, 32, 32, 8192, 4096)), "sliding_window": 2047}
 
 KNOWN_CONFIGS: dict[str, Config] = {
     "NousResearch/Llama-2-7b-hf": _LLAMA_2_7B,
@@ -80,6 +108,13 @@ KNOWN_CONFIGS: dict[str, Config] = {
     "Qwen/Qwen2.5-7B": _QWEN25_7B,
     "Qwen/Qwen3-0.6B": _QWEN3_06B,
     "Qwen/Qwen3-8B": _QWEN3_8B,
+    "google/gemma-2b": _GEMMA_2B,
+    "google/gemma-2b-it": _GEMMA_2B,
+    "google/gemma-7b": _GEMMA_7B,
+    "google/gemma-7b-it": _GEMMA_7B,
+    "microsoft/phi-1_5": _phi(2048, 24),
+    "microsoft/phi-2": _phi(2560, 32),
+    "microsoft/Phi-3-mini-4k-instruct": _PHI_3_MINI,
     "openai-community/gpt2": _gpt2(768, 12, 12),
     "openai-community/gpt2-medium": _gpt2(1024, 24, 16),
     "openai-community/gpt2-large": _gpt2(1280, 36, 20),
@@ -89,4 +124,8 @@ KNOWN_CONFIGS: dict[str, Config] = {
     "EleutherAI/pythia-410m": _pythia(50_304, 1024, 24, 16),
     "EleutherAI/pythia-1.4b": _pythia(50_304, 2048, 24, 16),
     "EleutherAI/pythia-6.9b": _pythia(50_432, 4096, 32, 32),
+    "facebook/opt-125m": _opt(768, 12, 12),
+    "facebook/opt-1.3b": _opt(2048, 24, 32),
+    "facebook/opt-2.7b": _opt(2560, 32, 32),
+    "facebook/opt-6.7b": _opt(4096, 32, 32),
 }

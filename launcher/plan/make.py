@@ -1,6 +1,6 @@
 """(JobSpec, Machine, ModelShape) -> Plan: every number of every stage, each with its reason, or every problem at once.
 
-DERIVE, pure: facts about the machine and the model come in as arguments. The rules are in legality.py, the search in choose.py.
+DERIVE, pure: facts about the machine and the model come in as arguments. The rules are in legality/, the search in choose.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from launcher.plan.asked import (
     is_quantized,
     max_tokens_of,
     parallel_of,
-    world_of,
+    precision_of,
 )
 from launcher.plan.choose import Chosen, Ground, Pinned, choose
-from launcher.plan.legality import Case, find_illegal
+from launcher.plan.legality.rule import Case, Spot, spots_of
+from launcher.plan.legality.table import find_illegal
 from launcher.plan.memory import Load, artifact_bytes, checkpoint_bytes
-from launcher.plan.plan import Machine, Plan, Precision, StagePlan
+from launcher.plan.plan import Machine, Plan, StagePlan
 from launcher.plan.shape import ModelShape
 from launcher.plan.smallest_change import smallest_change
 from launcher.spec.job import JobSpec
@@ -39,7 +40,7 @@ def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Plac
     """The plan of every stage. LauncherError with all E2xx problems; memory is judged only where the arithmetic is right."""
     case = Case(job=job, machine=machine, shape=shape)
     _raise_if_any(find_illegal(case), places)
-    planned = [_stage(case, index, stage) for index, stage in enumerate(job.stages)]
+    planned = [_stage(spot) for spot in spots_of(case)]
     _raise_if_any([item for item in planned if isinstance(item, Finding)], places)
     plan = Plan(job=job.name, machine=machine, stages=tuple(item for item in planned if isinstance(item, StagePlan)))
     _raise_if_any(_disk_findings(case, plan), places)
@@ -49,15 +50,6 @@ def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Plac
 def _raise_if_any(findings: Sequence[Finding], places: Places) -> None:
     if findings:
         raise LauncherError(places.problems(findings))
-
-
-def precision_of(job: JobSpec, machine: Machine) -> Precision:
-    """As asked; else bf16 where the GPU has it, fp16 on older ones, fp32 on a CPU and where ZeRO 0 is asked."""
-    if job.precision:
-        return job.precision
-    if machine.device == "cpu" or parallel_of(job).zero == 0:
-        return "fp32"
-    return "bf16" if machine.bf16 else "fp16"
 
 
 def load_of(job: JobSpec, stage: Stage, shape: ModelShape) -> Load:
@@ -75,57 +67,63 @@ def load_of(job: JobSpec, stage: Stage, shape: ModelShape) -> Load:
 
 
 def pinned_of(job: JobSpec, stage: Stage) -> Pinned:
-    asked = parallel_of(job)
+    asked = parallel_of(job, stage)
     return Pinned(
-        zero=asked.zero,
+        zero=asked.settled_zero,
         checkpointing=asked.checkpointing,
         offload_optimizer=asked.optimizer,
         offload_parameters=asked.parameters,
         micro=batch_of(job, stage).micro_seqs,
+        hpz=asked.hpz or 1,
+        ratio=asked.ratio or 1.0,
     )
 
 
-def _stage(case: Case, index: int, stage: Stage) -> StagePlan | Finding:
-    job, machine, shape = case.job, case.machine, case.shape
-    load, pinned = load_of(job, stage, shape), pinned_of(job, stage)
+def _stage(spot: Spot) -> StagePlan | Finding:
+    job, stage, asked = spot.job, spot.stage, spot.asked
+    load, pinned = load_of(job, stage, spot.shape), pinned_of(job, stage)
+    assert spot.dp is not None  # legality: the degrees divide the ranks
     ground = Ground(
-        machine=machine,
-        dp=world_of(job, machine),
-        precision=precision_of(job, machine),
+        machine=spot.case.machine,
+        dp=spot.dp,
+        tp=asked.tensor,
+        pp=asked.pipeline,
+        sp=asked.sequence,
+        precision=precision_of(job, stage, spot.case.machine),
         global_batch=global_of(job, stage),
     )
     chosen = choose(load, ground, pinned)
     if chosen is None:
-        return _no_plan(index, load, ground, pinned)
-    return _stage_plan(case, stage, load, ground, chosen)
+        return _no_plan(spot.index, load, ground, pinned)
+    return _stage_plan(spot, load, ground, chosen)
 
 
-def _stage_plan(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen) -> StagePlan:
-    layout, every = chosen.layout, _checkpoint_every(stage)
+def _stage_plan(spot: Spot, load: Load, ground: Ground, chosen: Chosen) -> StagePlan:
+    stage, layout, every = spot.stage, chosen.layout, _checkpoint_every(spot.stage)
     return StagePlan(
         name=stage.stage_name,
         kind=load.kind,
-        world=ground.dp,
+        world=ground.world,
         dp=ground.dp,
-        tp=1,
-        pp=1,
-        sp=1,
+        tp=ground.tp,
+        pp=ground.pp,
+        sp=ground.sp,
         zero=layout.zero,
         offload_optimizer=layout.offload_optimizer,
         offload_parameters=layout.offload_parameters,
         precision=layout.precision,
         checkpointing=layout.checkpointing,
         micro_batch=layout.micro_batch,
-        grad_accum=ground.rows // layout.micro_batch,
+        grad_accum=layout.grad_accum,
         global_batch=ground.global_batch,
-        max_tokens=max_tokens_of(stage, case.shape),
+        max_tokens=max_tokens_of(stage, spot.shape),
         checkpoint_every=every,
         num_params=load.num_params,
         num_trainable=load.num_trainable,
         memory=replace(chosen.memory, disk_bytes=_stage_disk_bytes(load, stage, chosen)),
-        reasons=reasons.reasons_of(case, stage, load, ground, chosen, checkpoint_every=every),
+        reasons=reasons.reasons_of(spot, load, ground, chosen, checkpoint_every=every),
         rejected=chosen.rejected,
-        hidden=case.shape.hidden,
+        hidden=spot.shape.hidden,
     )
 
 
@@ -139,9 +137,7 @@ def _checkpoint_every(stage: Stage) -> int:
 
 
 def _stage_disk_bytes(load: Load, stage: Stage, chosen: Chosen) -> int:
-    layout = chosen.layout
-    checkpoint = checkpoint_bytes(load, zero=layout.zero, precision=layout.precision)
-    return stage.keep * checkpoint + artifact_bytes(load, precision=layout.precision)
+    return stage.keep * checkpoint_bytes(load) + artifact_bytes(load, precision=chosen.layout.precision)
 
 
 def _disk_findings(case: Case, plan: Plan) -> list[Finding]:
@@ -149,10 +145,7 @@ def _disk_findings(case: Case, plan: Plan) -> list[Finding]:
     free = case.machine.disk_free_bytes
     kept = [stage.memory.disk_bytes or 0 for stage in plan.stages]
     loads = [load_of(case.job, stage, case.shape) for stage in case.job.stages]
-    writing = max(
-        checkpoint_bytes(load, zero=planned.zero, precision=planned.precision)
-        for load, planned in zip(loads, plan.stages, strict=True)
-    )
+    writing = max(checkpoint_bytes(load) for load in loads)
     need = sum(kept) + writing
     if free is None or need <= free:
         return []

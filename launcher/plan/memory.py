@@ -2,8 +2,9 @@
 
 DERIVE, pure arithmetic. The peaks are the loss (activations and logits are alive) and the optimizer step (fp32 copies of the
 gradients are alive); ppo has a third, the rollout (the gathered actor and its key/value cache), a 4-bit stage another, the
-scoring of what it hands on. Sources: DeepSpeed 0.19.8 (stage_1_and_2.py, stage3.py) and TRL 1.16 (kernels/chunked_logprob.py)
-read; published peaks where a number is called fitted.
+scoring of what it hands on, and a CPU rank one more, the loading. Under a pipeline every stage is worked out. Sources:
+DeepSpeed 0.19.8 (stage_1_and_2.py, stage3.py, bf16_optimizer.py) read and measured; published peaks where a number is called
+fitted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from math import erf, log, sqrt
 
 from launcher.plan.parameters import causal_parameters, lora_parameters, quantized_weights, reward_parameters
-from launcher.plan.plan import Checkpointing, Memory, Place, Precision
+from launcher.plan.plan import Checkpointing, Memory, Place, Precision, StagePlan
 from launcher.plan.shape import ModelShape
+from launcher.plan.share import Share, shares_of
 from launcher.spec.model import Lora
 from launcher.units import MIB
 
@@ -23,13 +25,17 @@ MASTER_BYTES = 4  # ZeRO >= 1 keeps an fp32 copy of its partition, also of fp32 
 GRADIENT_COPY_BYTES = 4  # the fp32 gradient partition that exists during the step
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, an fp32 scale for 256 of those scales
 LIVE_PARAMETERS = 1_000_000_000  # stage3_max_live_parameters
+SUB_GROUP_ELEMENTS = 1_000_000_000  # sub_group_size: the optimizer under offload to NVMe works on so many parameters at once
+NVME_BUFFERS = 4  # buffers of one sub-group each, fp32: parameter, gradient and two moments
 CUDA_FIXED_BYTES = 2_100_000_000  # context, cuBLAS, NCCL: fitted on published peaks, 1.3-1.6 GB of it the context
-# Resident size of a CPU rank that trains nearly nothing: 460 MiB, forked. With 500 the stages of examples/tiny.yaml come out at
-# 551-597 MiB where 532-631 were measured (ppo +3 %, reward +5 %, sft -5 %, pretrain -10 %).
-CPU_FIXED_BYTES = 500 * MIB
+# Resident size of a CPU rank that trains nearly nothing. With 530 the stages of examples/tiny.yaml come out at 573-689 MiB,
+# measured 576-742 (sft +6 %, reward +2 %, pretrain -3 %, ppo -5 %, dpo -7 %).
+CPU_FIXED_BYTES = 530 * MIB
+SHARD_WASTE = 1.2  # held / shards after loading under ZeRO 3: 1.21 and 1.23 measured with 0.5 and 1 B parameters
 CUDA_FRAGMENTATION = 1.05  # reserved / allocated: fitted; 1.05-1.18 seen
-LOGIT_BYTES: dict[Precision, int] = {"fp32": 16, "bf16": 14, "fp16": 14}  # logits, an fp32 copy, log-softmax, gradient
-TILE_TOKENS, TILE_VOCAB = 4096, 32_768  # TRL's fused head: TOKEN_CHUNK_SIZE and its vocabulary chunk
+TILE_TOKENS = 4096  # tokens whose logits exist at once (train/scoring.py)
+TILE_LOGIT_BYTES = 12  # fp32: log-softmax and its gradient, and the logits or their gradient
+PPO_LOGIT_BYTES: dict[Precision, int] = {"fp32": 16, "bf16": 14, "fp16": 14}  # logits, an fp32 copy, log-softmax, gradient
 SAMPLED_MICRO_BATCHES = 4  # ppo samples this many micro-batches together (train/ppo_steps.py)
 LOG_SIGMA = 0.25  # spread of true / predicted without calibration: ln(1.38) / 1.28, 90 % of the cases are below 1.38
 
@@ -92,29 +98,67 @@ class Layout:
     offload_optimizer: Place
     offload_parameters: Place
     micro_batch: int
+    grad_accum: int
     cuda: bool
+    tp: int = 1
+    pp: int = 1
+    sp: int = 1
+    hpz: int = 1  # ranks of a secondary partition of the parameters; 1: there is none
+    ratio: float = 1.0  # share of an offloaded optimizer that is on the CPU
+
+    @property
+    def shards(self) -> int:
+        """Ranks that ZeRO splits over: the replicas, and within each the ranks that share its sequences."""
+        return self.dp * self.sp
+
+    @property
+    def parameter_shards(self) -> int:
+        return self.shards if self.zero == 3 else 1
+
+    def in_flight(self, stage: int) -> int:
+        """Micro-batches whose activations a pipeline stage holds at once: one forward, one backward (1F1B)."""
+        return min(self.pp - stage, self.grad_accum)
+
+
+def sums_in_fp32(layout: Layout | StagePlan) -> bool:
+    """Whether gradients of several micro-batches are added up in fp32.
+
+    In bf16 the error of a gradient grows with their number (64: 1.1e-2 against 6.8e-3, relative, measured). A pipeline's
+    engine adds up in its own way. At ZeRO 1 BF16_Optimizer does it; it takes sequence ranks for tensor ranks, and all but the
+    first fail with no gradient to make the norm of (DeepSpeed 0.19.8 runtime/bf16_optimizer.py:573).
+    """
+    works = layout.pp == 1 and (layout.sp == 1 or layout.zero >= 2)
+    return layout.precision == "bf16" and layout.grad_accum > 1 and works
 
 
 def memory_of(load: Load, layout: Layout, *, limit_bytes: int) -> Memory:
     """The fullest rank at its peak. `disk_bytes` is what the stage leaves behind with one checkpoint kept; see disk_bytes."""
-    states = _state_parts(load, layout)
-    peaks = [_loss_parts(load, layout), _step_parts(load, layout)]
-    if load.kind == "ppo":
-        peaks.append(_rollout_parts(load, layout))
-    if load.quantized:
-        peaks.append({"shipped_models": _shipped_bytes(load, layout)})
-    transient = max(peaks, key=lambda parts: sum(parts.values()))
-    parts = {name: round(size) for name, size in (states | transient).items() if size >= 1}
-    parts |= _fixed_parts(sum(parts.values()), cuda=layout.cuda)
+    shares = shares_of(load.shape, load.kind, load.adapter, tp=layout.tp, pp=layout.pp)
+    parts = max((_rank_parts(load, layout, share) for share in shares), key=lambda parts: sum(parts.values()))
     peak = sum(parts.values())
     return Memory(
         peak_bytes=peak,
         limit_bytes=limit_bytes,
         p_fit=p_fit(peak, limit_bytes),
         parts=parts,
-        host_peak_bytes=round(_host_bytes(load, layout)),
+        host_peak_bytes=round(max(_host_bytes(load, layout, share) for share in shares)),
         disk_bytes=None,
     )
+
+
+def _rank_parts(load: Load, layout: Layout, share: Share) -> dict[str, int]:
+    """Bytes by part of one rank at its largest peak."""
+    states = _state_parts(load, layout, share)
+    peaks = [states | _loss_parts(load, layout, share), states | _step_parts(load, layout, share)]
+    if load.kind == "ppo":
+        peaks.append(states | _rollout_parts(load, layout))
+    if load.quantized:
+        peaks.append(states | {"shipped_models": _shipped_bytes(load, layout)})
+    if not layout.cuda:
+        peaks.append({"parameters": states["parameters"], "loading": _module_bytes(layout, share)})
+    largest = max(peaks, key=lambda parts: sum(parts.values()))
+    parts = {name: round(size) for name, size in largest.items() if size >= 1}
+    return parts | _fixed_parts(sum(parts.values()), cuda=layout.cuda)
 
 
 def p_fit(peak_bytes: int, limit_bytes: int) -> float:
@@ -124,18 +168,16 @@ def p_fit(peak_bytes: int, limit_bytes: int) -> float:
     return round((1 + erf(log(limit_bytes / peak_bytes) / LOG_SIGMA / sqrt(2))) / 2, 3)
 
 
-def _trained(load: Load) -> int:
+def _trained(load: Load, share: Share) -> int:
     """Parameters that an optimizer of this rank's job holds: ppo trains the actor and the critic."""
-    return load.num_trainable + load.num_critic_trained
+    return (share.num_adapter if load.adapter else share.num_params) + load.num_critic_trained
 
 
-def _weight_bytes(load: Load, layout: Layout) -> float:
-    """Bytes of the handed-on model's weights before any split: nf4 packs the matrices of the blocks."""
+def _weight_bytes(load: Load, layout: Layout, share: Share) -> float:
+    """Bytes of the handed-on model's weights before ZeRO: nf4 packs the matrices of the blocks."""
     size = BYTES[layout.precision]
-    if not load.quantized:
-        return size * (load.num_params + load.num_adapter)
-    packed = quantized_weights(load.shape)
-    return NF4_BYTES * packed + size * (load.num_params - packed + load.num_adapter)
+    packed = quantized_weights(load.shape) if load.quantized else 0
+    return NF4_BYTES * packed + size * (share.num_params - packed + share.num_adapter)
 
 
 def _critic_weights(load: Load) -> int:
@@ -144,65 +186,99 @@ def _critic_weights(load: Load) -> int:
 
 
 def _frozen_models(load: Load) -> int:
-    """Parameters that only infer. An adapter switched off is the reference, so no copy is kept then."""
-    reference = causal_parameters(load.shape) if load.kind in ("dpo", "ppo") and load.adapter is None else 0
-    return reference + (reward_parameters(load.shape) if load.kind == "ppo" else 0)
+    """Parameters of models that only infer (ppo). An adapter switched off is the reference, so no copy is kept then.
+
+    dpo has none: the reference's log-probabilities are worked out once before training, by the model itself.
+    """
+    if load.kind != "ppo":
+        return 0
+    return reward_parameters(load.shape) + (causal_parameters(load.shape) if load.adapter is None else 0)
 
 
-def _state_parts(load: Load, layout: Layout) -> dict[str, float]:
+def _state_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     """What stays on the device from the first step to the last."""
-    size, dp, trained = BYTES[layout.precision], layout.dp, _trained(load)
-    split3 = dp if layout.zero == 3 else 1
+    size, shards, trained = BYTES[layout.precision], layout.shards, _trained(load, share)
     on_device = 0 if layout.offload_parameters == "cpu" else 1
-    gradient_split = dp if layout.zero >= 2 else 1
+    weights = _weight_bytes(load, layout, share) + size * _critic_weights(load)
     parts = {
-        "parameters": on_device * (_weight_bytes(load, layout) + size * _critic_weights(load)) / split3,
-        "frozen_models": on_device * size * _frozen_models(load) / split3,
-        "gradients": size * trained / gradient_split,
-        "optimizer": 0.0 if layout.offload_optimizer == "cpu" else _optimizer_bytes(trained, layout),
+        "parameters": on_device * weights / layout.parameter_shards,
+        "frozen_models": on_device * size * _frozen_models(load) / layout.parameter_shards,
+        "gradients": _gradient_bytes(layout) * trained / (shards if layout.zero >= 2 else 1),
+        "optimizer": (1 - _off_device(layout)) * _optimizer_bytes(trained, layout),
     }
     if layout.zero >= 1:
-        bucket = reduce_bucket_elements(load.shape.hidden, num_trainable=trained)
+        # rendered from the whole model, so a rank that holds a part of it has the same bucket
+        bucket = reduce_bucket_elements(load.shape.hidden, num_trainable=load.num_trainable + load.num_critic_trained)
         parts["buckets"] = size * bucket * (2 if layout.zero == 3 else 1)
     if layout.zero == 3:
-        live = min(LIVE_PARAMETERS, load.num_params) if dp > 1 else 0
+        live = min(LIVE_PARAMETERS, share.num_params) if shards > 1 else 0
         parts["live_parameters"] = size * min(live, 0.6 * LIVE_PARAMETERS)  # 0.5-0.6 of the limit is what is typically reached
+    if layout.hpz > 1:
+        parts["secondary_parameters"] = weights / layout.hpz
+    if layout.offload_optimizer == "nvme" and not layout.cuda:
+        parts["swap_buffers"] = _swap_bytes(trained, layout)
     return parts
+
+
+def _gradient_bytes(layout: Layout) -> int:
+    """Of one gradient on the device. An offloaded optimizer adds them up on the host."""
+    return 4 if sums_in_fp32(layout) and layout.offload_optimizer == "none" else BYTES[layout.precision]
+
+
+def _off_device(layout: Layout) -> float:
+    """Share of the optimizer that rests elsewhere."""
+    return {"none": 0.0, "cpu": layout.ratio, "nvme": 1.0}[layout.offload_optimizer]
 
 
 def _optimizer_bytes(trained: int, layout: Layout) -> float:
-    """Adam moments and, from ZeRO 1, the fp32 master weights, split over the data-parallel ranks."""
+    """Adam moments and, from ZeRO 1, the fp32 master weights, split over the ranks of ZeRO."""
     if layout.zero == 0:
         return ADAM_MOMENT_BYTES * trained
-    return (ADAM_MOMENT_BYTES + MASTER_BYTES) * trained / layout.dp
+    return (ADAM_MOMENT_BYTES + MASTER_BYTES) * trained / layout.shards
 
 
-def _step_parts(load: Load, layout: Layout) -> dict[str, float]:
-    """The optimizer step: the fp32 gradient partition. fp32 under ZeRO 0 steps on its gradients without a copy."""
-    if layout.zero == 0 or layout.offload_optimizer == "cpu":
-        return {}
-    return {"gradient_copy": GRADIENT_COPY_BYTES * _trained(load) / layout.dp}
+def _swap_bytes(trained: int, layout: Layout) -> float:
+    """Host memory that passes an optimizer on NVMe through, one sub-group at a time."""
+    return NVME_BUFFERS * 4 * min(SUB_GROUP_ELEMENTS, trained / layout.shards)
 
 
-def _loss_parts(load: Load, layout: Layout) -> dict[str, float]:
-    """The end of the forward pass: activations of all layers, and the logits with their gradient."""
-    tokens = layout.micro_batch * load.sequences_per_row * load.row_tokens
-    parts = {"activations": activation_bytes(load, layout, tokens=tokens)}
-    if load.kind != "reward":
+def _step_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """The optimizer step: the fp32 gradient partition. fp32 under ZeRO 0 steps on its gradients without a copy.
+
+    ZeRO 1 that adds up in fp32 (BF16_Optimizer) steps without one too; its last backward pass ends with all gradients in bf16.
+    """
+    trained = _trained(load, share)
+    if layout.zero == 1 and sums_in_fp32(layout) and layout.offload_optimizer == "none":
+        return {"gradient_copy": BYTES[layout.precision] * trained}
+    copied = 0.0 if layout.zero == 0 else GRADIENT_COPY_BYTES * trained / layout.shards
+    return {"gradient_copy": (1 - _off_device(layout)) * copied}
+
+
+def _loss_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """The end of the forward pass: activations of all layers, and where the loss is computed the logits with their gradient."""
+    tokens = pass_tokens(load, layout)
+    parts = {"activations": activation_bytes(load, layout, share, tokens=tokens)}
+    if load.kind != "reward" and share.head:
         parts["logits"] = _logits_bytes(load, layout, tokens=tokens)
     if layout.offload_parameters == "cpu":
-        parts["staging"] = BYTES[layout.precision] * load.num_params / load.shape.layers
+        parts["staging"] = BYTES[layout.precision] * share.num_params / share.layers
     return parts
 
 
+def pass_tokens(load: Load, layout: Layout) -> int:
+    """Tokens of one micro-batch on one rank, at most."""
+    return -(-layout.micro_batch * load.sequences_per_row * load.row_tokens // layout.sp)
+
+
 def _logits_bytes(load: Load, layout: Layout, *, tokens: int) -> float:
-    """Logits with their copies and gradient. TRL's head works in tiles; ppo has its own loss on whole rows of its answers."""
-    vocab, hidden = load.shape.vocab, load.shape.hidden
+    """Logits with their copies and gradient, of one tile of tokens; ppo has its own loss on whole rows of its answers."""
+    vocab, hidden, size = -(-load.shape.vocab // layout.tp), load.shape.hidden, BYTES[layout.precision]
     if load.kind == "ppo":
-        return layout.micro_batch * (load.answer_tokens + 1) * vocab * LOGIT_BYTES[layout.precision]
-    tile = min(tokens, TILE_TOKENS) * min(vocab, TILE_VOCAB) * LOGIT_BYTES[layout.precision]
-    gradients = 4 * hidden * (tokens + (vocab if load.adapter is None else 0))  # fp32, of the hidden states and of the head
-    return tile + gradients
+        return layout.micro_batch * (load.answer_tokens + 1) * vocab * PPO_LOGIT_BYTES[layout.precision]
+    tiles = -(-tokens // TILE_TOKENS)
+    tile = -(-tokens // tiles) * vocab * TILE_LOGIT_BYTES
+    head = 0 if load.adapter else vocab * min(tiles, 2)  # its gradient: the sum over the tiles so far, and the next one
+    return tile + size * hidden * (2 * tokens + head)  # the last hidden states, and their gradient
 
 
 def _rollout_parts(load: Load, layout: Layout) -> dict[str, float]:
@@ -220,26 +296,40 @@ def _shipped_bytes(load: Load, layout: Layout) -> float:
     return BYTES[layout.precision] * load.num_params * (2 if load.kind == "dpo" else 1)
 
 
-def activation_bytes(load: Load, layout: Layout, *, tokens: int) -> float:
-    """Saved for the backward pass. Full checkpointing keeps each block's input and recomputes one block at a time."""
-    shape = load.shape
-    per_layer = layer_activation_bytes(shape, layout.precision, row_tokens=load.row_tokens, eager=load.eager) * tokens
+def activation_bytes(load: Load, layout: Layout, share: Share, *, tokens: int) -> float:
+    """Saved for the backward pass. Full checkpointing keeps each block's input and recomputes one block at a time.
+
+    `offload` keeps the inputs in host memory.
+    """
+    shape, flying = load.shape, layout.in_flight(share.stage)
+    per_layer = tokens * layer_activation_bytes(
+        shape, layout.precision, row_tokens=load.row_tokens, eager=load.eager, tp=layout.tp
+    )
     if layout.checkpointing == "none":
-        return shape.layers * per_layer
+        return flying * share.layers * per_layer
     # Twice one block's activations: the block's outputs and their gradients live beside them. Fitted on published peaks.
-    return shape.layers * shape.hidden * BYTES[layout.precision] * tokens + 2 * per_layer
+    inputs = 0.0 if layout.checkpointing == "offload" else block_inputs_bytes(load, layout, share, tokens=tokens)
+    return inputs + 2 * per_layer
 
 
-def layer_activation_bytes(shape: ModelShape, precision: Precision, *, row_tokens: int, eager: bool) -> float:
-    """Bytes per token and block that transformers' eager code saves: 63 x hidden for Llama-2-7B, 16 bit (measured: 64.3)."""
+def block_inputs_bytes(load: Load, layout: Layout, share: Share, *, tokens: int) -> float:
+    """What checkpointing keeps: one input for each block and micro-batch under way."""
+    return layout.in_flight(share.stage) * share.layers * load.shape.hidden * BYTES[layout.precision] * tokens
+
+
+def layer_activation_bytes(shape: ModelShape, precision: Precision, *, row_tokens: int, eager: bool, tp: int = 1) -> float:
+    """Bytes per token and block that transformers' eager code saves: 63 x hidden for Llama-2-7B, 16 bit (measured: 64.3).
+
+    Tensor parallel ranks share what lies inside attention and MLP; norms and the residual stream are whole on each.
+    """
     size, hidden = BYTES[precision], shape.hidden
     query, key_value = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # RMSNorm keeps an fp32 copy, the normed fp32 values, their cast and its product with the weight; LayerNorm input and output
-    norms = 2 * hidden * (2 * size if shape.layer_norm else 8 + 2 * size)
+    norms = shape.norms_per_block * hidden * (2 * size if shape.layer_norm else 8 + 2 * size)
     attention = size * (2 * (query + 2 * key_value) + query) + 4 * shape.heads  # before and after RoPE, output, log-sum-exp
     mlp = size * shape.ffn * (4 if shape.gated else 3)
     scores = (2 * size + 4) * shape.heads * row_tokens if eager else 0
-    return norms + attention + mlp + 2 * size * hidden + scores
+    return norms + 2 * size * hidden + (attention + mlp + scores) / tp
 
 
 def _fixed_parts(allocated_bytes: int, *, cuda: bool) -> dict[str, int]:
@@ -248,17 +338,33 @@ def _fixed_parts(allocated_bytes: int, *, cuda: bool) -> dict[str, int]:
     return {"fragmentation": round((CUDA_FRAGMENTATION - 1) * allocated_bytes), "fixed": CUDA_FIXED_BYTES}
 
 
-def _host_bytes(load: Load, layout: Layout) -> float:
+def _host_bytes(load: Load, layout: Layout, share: Share) -> float:
     """Host memory of one rank beside the device: the imported stack, what is offloaded, models on their way there."""
     if not layout.cuda:
         return 0.0
-    trained = _trained(load)
-    states = (ADAM_MOMENT_BYTES + MASTER_BYTES + GRADIENT_COPY_BYTES) * trained / layout.dp
-    weights = (_weight_bytes(load, layout) + BYTES[layout.precision] * (load.num_critic + _frozen_models(load))) / layout.dp
-    offloaded = (states if layout.offload_optimizer == "cpu" else 0.0) + (
-        weights if layout.offload_parameters == "cpu" else 0.0
-    )
-    return CPU_FIXED_BYTES + max(offloaded, _shipped_bytes(load, layout) if load.quantized else 0.0)
+    trained = _trained(load, share)
+    states = _off_device(layout) * (ADAM_MOMENT_BYTES + MASTER_BYTES + GRADIENT_COPY_BYTES) * trained / layout.shards
+    weights = _weight_bytes(load, layout, share) + BYTES[layout.precision] * (load.num_critic + _frozen_models(load))
+    offloaded = _swap_bytes(trained, layout) if layout.offload_optimizer == "nvme" else states
+    offloaded += weights / layout.shards if layout.offload_parameters == "cpu" else 0.0
+    if layout.checkpointing == "offload":
+        offloaded += block_inputs_bytes(load, layout, share, tokens=pass_tokens(load, layout))
+    shipped = _shipped_bytes(load, layout) if load.quantized else 0.0
+    return CPU_FIXED_BYTES + max(offloaded, shipped, loading_bytes(layout, share))
+
+
+def loading_bytes(layout: Layout, share: Share) -> float:
+    """Weights in host memory before they reach the device: this rank's part, which is the whole model without any degree.
+
+    Tensor and pipeline ranks read their part into place; ZeRO 3 reads a module whole and keeps its shard.
+    """
+    weights = BYTES[layout.precision] * share.num_params / layout.parameter_shards
+    return weights * (SHARD_WASTE if layout.zero == 3 else 1) + _module_bytes(layout, share)
+
+
+def _module_bytes(layout: Layout, share: Share) -> float:
+    """What is whole beside the weights that stay."""
+    return BYTES[layout.precision] * share.num_module if layout.zero == 3 else 0.0
 
 
 def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:
@@ -269,14 +375,9 @@ def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:
     return max(1, min(max(hidden**2, 2**24), num_trainable))
 
 
-def checkpoint_bytes(load: Load, *, zero: int, precision: Precision) -> int:
-    """One checkpoint: weights as trained (for an adapter only those) and fp32 optimizer states; measured at ZeRO 0 to 2.
-
-    ZeRO-3 keeps only the fp32 masters of what it splits, so there it is less by the weights.
-    """
-    trained = _trained(load)
-    states = ADAM_MOMENT_BYTES + (MASTER_BYTES if zero >= 1 else 0)
-    return (BYTES[precision] + states) * trained
+def checkpoint_bytes(load: Load) -> int:
+    """One checkpoint: fp32 masters and two moments of what is trained (for an adapter only that), the same in every layout."""
+    return (MASTER_BYTES + ADAM_MOMENT_BYTES) * (load.num_trainable + load.num_critic_trained)
 
 
 def artifact_bytes(load: Load, *, precision: Precision) -> int:

@@ -9,33 +9,48 @@ from launcher.plan.shape import Linear, ModelShape, block_linears
 from launcher.spec.model import Lora
 
 
-def _linear_parameters(linear: Linear) -> int:
-    return linear.num_weights + (linear.outputs if linear.bias else 0)
+def _linear_parameters(linear: Linear, tp: int) -> int:
+    """Row matrices keep their bias whole: it is added once, to the sum."""
+    bias = 0 if not linear.bias else linear.outputs if linear.row else -(-linear.outputs // tp)
+    return -(-linear.num_weights // tp) + bias
 
 
-def _norm_parameters(shape: ModelShape) -> int:
-    return shape.hidden * (2 if shape.layer_norm else 1)
+def norm_parameters(shape: ModelShape, width: int | None = None) -> int:
+    """Parameters of one norm; `width` where it is not the model's."""
+    return (width or shape.hidden) * (2 if shape.layer_norm else 1)
 
 
-def block_parameters(shape: ModelShape) -> int:
-    """Parameters of one transformer block: matrices, biases, two norms (Qwen3: and the query and key norms)."""
-    matrices = sum(_linear_parameters(linear) for linear in block_linears(shape))
-    return matrices + 2 * _norm_parameters(shape) + (2 * shape.head_dim if shape.query_key_norm else 0)
+def block_parameters(shape: ModelShape, *, tp: int = 1) -> int:
+    """Parameters of one transformer block on the fullest of `tp` ranks: matrices are split, norms are not."""
+    matrices = sum(_linear_parameters(linear, tp) for linear in block_linears(shape))
+    of_heads = 2 * norm_parameters(shape, shape.head_dim) if shape.query_key_norm else 0
+    return matrices + shape.norms_per_block * norm_parameters(shape) + of_heads
 
 
-def embedding_parameters(shape: ModelShape) -> int:
-    """Token embedding, and GPT-2's learned positions."""
-    return shape.hidden * (shape.vocab + (shape.positions if shape.learned_positions else 0))
+def vocabulary_parameters(shape: ModelShape, *, tp: int = 1) -> int:
+    """One matrix of tokens x width, split by tokens over `tp` ranks."""
+    return -(-shape.vocab // tp) * shape.hidden
+
+
+def position_parameters(shape: ModelShape) -> int:
+    """GPT-2's and OPT's learned positions."""
+    return shape.learned_positions * shape.hidden
+
+
+def head_bias_parameters(shape: ModelShape, *, tp: int = 1) -> int:
+    """Phi's language head has a bias, tied or not."""
+    return -(-shape.vocab // tp) if shape.head_bias else 0
 
 
 def body_parameters(shape: ModelShape) -> int:
     """Everything below the head: embeddings, blocks, the last norm."""
-    return embedding_parameters(shape) + shape.layers * block_parameters(shape) + _norm_parameters(shape)
+    embeddings = vocabulary_parameters(shape) + position_parameters(shape)
+    return embeddings + shape.layers * block_parameters(shape) + norm_parameters(shape)
 
 
 def causal_parameters(shape: ModelShape) -> int:
     """Parameters of the causal language model; a tied head is counted once."""
-    return body_parameters(shape) + (0 if shape.tied else shape.vocab * shape.hidden)
+    return body_parameters(shape) + (0 if shape.tied else vocabulary_parameters(shape)) + head_bias_parameters(shape)
 
 
 def reward_parameters(shape: ModelShape) -> int:
@@ -51,9 +66,14 @@ def adapted_linears(shape: ModelShape, adapter: Lora) -> tuple[Linear, ...]:
     return tuple(linear for linear in block_linears(shape) if linear.name in wanted)
 
 
-def lora_parameters(shape: ModelShape, adapter: Lora) -> int:
-    """Sum of r x (inputs + outputs) over the adapted matrices of all blocks."""
-    return shape.layers * sum(adapter.rank * (linear.inputs + linear.outputs) for linear in adapted_linears(shape, adapter))
+def lora_parameters(shape: ModelShape, adapter: Lora, *, layers: int | None = None, tp: int = 1) -> int:
+    """Sum of r x (inputs + outputs) over the adapted matrices of all blocks; of `tp` ranks each has its side that is split."""
+    linears = adapted_linears(shape, adapter)
+    sides = sum(
+        -(-linear.inputs // tp) + linear.outputs if linear.row else linear.inputs + -(-linear.outputs // tp)
+        for linear in linears
+    )
+    return (shape.layers if layers is None else layers) * adapter.rank * sides
 
 
 def quantized_weights(shape: ModelShape) -> int:

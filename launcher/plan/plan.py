@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Checkpointing = Literal["none", "full"]
+Checkpointing = Literal["none", "full", "offload"]  # offload: full, and what is kept rests in host memory
 Place = Literal["none", "cpu", "nvme"]
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from launcher.plan.asked import answer_tokens, batch_of, parallel_of
+from launcher.plan.asked import answer_tokens, batch_of
 from launcher.plan.batch import micro_choices
 from launcher.plan.choose import ENOUGH_TOKENS, SAFE, Chosen, Ground
-from launcher.plan.legality import Case
-from launcher.plan.memory import Load
+from launcher.plan.legality.nearest import DEGREES
+from launcher.plan.legality.rule import Case, Spot
+from launcher.plan.memory import Load, sums_in_fp32
 from launcher.plan.plan import Reason
+from launcher.plan.share import pipeline_split
 from launcher.spec.data import DEFAULT_MAX_TOKENS
 from launcher.spec.stages import Stage
 from launcher.units import bytes_text, count_text
 
 
-def reasons_of(
-    case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen, *, checkpoint_every: int
-) -> tuple[Reason, ...]:
+def reasons_of(spot: Spot, load: Load, ground: Ground, chosen: Chosen, *, checkpoint_every: int) -> tuple[Reason, ...]:
     """One reason for each number of the stage's plan."""
+    case, stage = spot.case, spot.stage
     found = [
         _world(case, ground),
-        _zero(case, ground, chosen),
-        *_offload(case, chosen),
+        *_degrees(spot, load, ground, chosen),
+        _zero(spot, ground, chosen),
+        *_offload(spot, chosen),
         _precision(case, ground),
-        _checkpointing(case, chosen),
+        _checkpointing(spot, chosen),
         _batch(case, stage, load, ground, chosen),
+        *_sums(chosen),
         _max_tokens(case, stage),
         _checkpoints(stage, checkpoint_every),
         *_adapter(case, load),
@@ -38,32 +41,70 @@ def _world(case: Case, ground: Ground) -> Reason:
     asked = case.job.cluster.slots
     devices = "CPU processes" if case.cpu else f"{case.machine.gpu or 'GPU'} ranks"
     source = "as cluster.slots asks" if asked else "all this machine offers"
-    return Reason(code="world.asked" if asked else "world.machine", text=f"{ground.dp} {devices}, {source}, all data parallel")
+    shared = ", all data parallel" if ground.dp == ground.world else ""
+    return Reason(code="world.asked" if asked else "world.machine", text=f"{ground.world} {devices}, {source}{shared}")
 
 
-def _zero(case: Case, ground: Ground, chosen: Chosen) -> Reason:
+def _degrees(spot: Spot, load: Load, ground: Ground, chosen: Chosen) -> list[Reason]:
+    """Nothing under plain data parallelism."""
+    asked, layout = spot.asked, chosen.layout
+    if asked.replica == 1:
+        return []
+    named = " x ".join(f"{name} {getattr(asked, name)}" for name in DEGREES if getattr(asked, name) > 1)
+    text = f"{named} as parallel asks: {ground.dp} {'replicas' if ground.dp > 1 else 'replica'} of {asked.replica} ranks"
+    found = [Reason(code="degrees.asked", text=text)]
+    if asked.sequence > 1:
+        text = f"each rank of a replica holds 1/{asked.sequence} of every row; ZeRO splits over all {ground.shards} ranks"
+        found.append(Reason(code="sequence.shared", text=text))
+    if asked.pipeline > 1:
+        found += [_split(spot, load), _bubble(ground.pp, layout.grad_accum)]
+    return found
+
+
+def _split(spot: Spot, load: Load) -> Reason:
+    split = pipeline_split(load.shape, load.kind, spot.asked.pipeline)
+    blocks = f"blocks {' + '.join(map(str, split))}"
+    if spot.asked.balance == "time":
+        text = f"{blocks} by parameters for this plan; the ranks measure and cut by time before training"
+        return Reason(code="pipeline.measured", text=text)
+    return Reason(code="pipeline.split", text=f"{blocks}: equal in parameters, with the embedding first and the head last")
+
+
+def _bubble(pp: int, accum: int) -> Reason:
+    idle = (pp - 1) / (accum + pp - 1)
+    text = f"{accum} micro-batches through {pp} stages idle ({pp} - 1) / ({accum} + {pp} - 1) = {idle:.0%} of the time"
+    few = "" if accum >= pp else ": more micro-batches than stages would need a larger batch.global"
+    return Reason(code="pipeline.bubble", text=f"{text}{few}")
+
+
+def _zero(spot: Spot, ground: Ground, chosen: Chosen) -> Reason:
     zero, need = chosen.layout.zero, f"{bytes_text(chosen.memory.peak_bytes)} of {bytes_text(chosen.memory.limit_bytes)}"
-    if parallel_of(case.job).zero is not None:
+    if spot.asked.zero is not None:
         return Reason(code="zero.asked", text=f"ZeRO-{zero} as parallel.zero asks: {need}")
+    if ground.pp > 1:
+        return Reason(code="zero.pipeline_needs_1", text=f"ZeRO-1 is the only one that is right under a pipeline: {need}")
+    if spot.asked.only_at_zero_3:
+        text = f"ZeRO-3 because only it reads {' and '.join(spot.asked.only_at_zero_3)}: {need}"
+        return Reason(code="zero.setting_needs_3", text=text)
     if zero == 1 and ground.precision != "fp32":
         text = (
             f"ZeRO-1 is the smallest that is right in {ground.precision}: DeepSpeed trains wrongly in 16 bit at ZeRO 0; {need}"
         )
         return Reason(code="zero.16_bit_needs_1", text=text)
-    if zero == 1 and ground.dp > 1:
+    if zero == 1 and ground.shards > 1:
         text = f"ZeRO-1 sends the same bytes as ZeRO-0, keeps the optimizer once, and reports the gradient norm; {need}"
         return Reason(code="zero.1_costs_nothing", text=text)
     return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
 
 
-def _offload(case: Case, chosen: Chosen) -> list[Reason]:
-    rung, asked = chosen.rung, parallel_of(case.job).optimizer is not None
+def _offload(spot: Spot, chosen: Chosen) -> list[Reason]:
+    rung, asked = chosen.rung, spot.asked.optimizer is not None
     places = {"optimizer": rung.offload_optimizer, "parameters": rung.offload_parameters}
-    offloaded = [name for name, place in places.items() if place == "cpu"]
+    offloaded = [f"{name} on {'the CPU' if place == 'cpu' else 'NVMe'}" for name, place in places.items() if place != "none"]
     if not offloaded:
         return []
     why = "as parallel.offload asks" if asked else "nothing fits without it; each step waits for the host's memory"
-    return [Reason(code="offload.asked" if asked else "offload.needed", text=f"{' and '.join(offloaded)} on the CPU: {why}")]
+    return [Reason(code="offload.asked" if asked else "offload.needed", text=f"{' and '.join(offloaded)}: {why}")]
 
 
 def _precision(case: Case, ground: Ground) -> Reason:
@@ -78,9 +119,9 @@ def _precision(case: Case, ground: Ground) -> Reason:
     return Reason(code=f"precision.{precision}", text=f"{precision}: {why}")
 
 
-def _checkpointing(case: Case, chosen: Chosen) -> Reason:
+def _checkpointing(spot: Spot, chosen: Chosen) -> Reason:
     kept = chosen.layout.checkpointing
-    if parallel_of(case.job).checkpointing:
+    if spot.asked.checkpointing:
         return Reason(code="checkpointing.asked", text=f"activation checkpointing {kept} as asked")
     if kept == "none":
         return Reason(code="checkpointing.not_needed", text="activations fit without recomputing them")
@@ -90,17 +131,27 @@ def _checkpointing(case: Case, chosen: Chosen) -> Reason:
 
 
 def _batch(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen) -> Reason:
-    micro, accum = chosen.layout.micro_batch, ground.rows // chosen.layout.micro_batch
+    micro, accum = chosen.layout.micro_batch, chosen.layout.grad_accum
     text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load)} a step"
     if batch_of(case.job, stage).micro_seqs:
         return Reason(code="batch.asked", text=f"{text}, micro as asked")
     if accum == 1:
-        return Reason(code="batch.one_pass", text=f"{text}: all rows of a rank fit in one pass")
-    tokens = micro * load.sequences_per_row * load.row_tokens
+        holder = "rank" if ground.dp == ground.world else "replica"
+        return Reason(code="batch.one_pass", text=f"{text}: all rows of a {holder} fit in one pass")
+    tokens = micro * load.sequences_per_row * load.row_tokens // ground.sp
     larger = min((size for size in micro_choices(ground.rows, dp=1) if size > micro), default=micro)
-    if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device]:
+    if ground.pp > 1 and ground.rows // larger < ground.pp <= accum:
+        return Reason(code="batch.fills_the_pipeline", text=f"{text}: the largest micro-batch that keeps all stages busy")
+    if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device] * ground.sp:
         return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
     return Reason(code="batch.largest_that_fits", text=f"{text}: the largest micro-batch that fits")
+
+
+def _sums(chosen: Chosen) -> list[Reason]:
+    if not sums_in_fp32(chosen.layout):
+        return []
+    text = f"gradients of {chosen.layout.grad_accum} micro-batches are added up in fp32: in bf16 every sum would be rounded"
+    return [Reason(code="gradients.fp32_sums", text=text)]
 
 
 def _rows_text(load: Load) -> str:

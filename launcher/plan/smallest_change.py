@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 
-from launcher.plan.choose import LADDER, UNPINNED, Ground, Pinned, best_micro, choose, host_fits, unsuited
+from launcher.plan.choose import UNPINNED, Ground, Pinned, best_micro, choose, host_fits, rungs_for, unsuited
 from launcher.plan.memory import Load
 from launcher.plan.plan import Memory
 from launcher.spec.model import Lora
@@ -22,8 +22,8 @@ def smallest_change(load: Load, ground: Ground, pinned: Pinned) -> tuple[Memory,
 
 
 def _leanest(load: Load, ground: Ground, pinned: Pinned) -> Memory:
-    rungs = [rung for rung in LADDER if pinned.allows(rung) and unsuited(rung, ground, pinned) is None]
-    rungs = rungs or [rung for rung in LADDER if pinned.allows(rung)]
+    allowed = rungs_for(pinned)
+    rungs = [rung for rung in allowed if unsuited(rung, ground, pinned) is None] or allowed
     lean = pinned if pinned.micro else replace(pinned, micro=1)
     tried = [best_micro(load, ground, rung, lean) for rung in rungs]
     on_host = [memory for layout, memory in tried if host_fits(memory, layout, ground)]
@@ -34,10 +34,14 @@ def _changes(load: Load, ground: Ground, pinned: Pinned) -> Iterator[str]:
     """From the change that costs the user least to the one that costs most; only changes that were tried and fit."""
     if pinned.micro and choose(load, ground, replace(pinned, micro=None)):
         yield "leave batch.micro out: a smaller micro-batch fits"
-    if pinned != UNPINNED:
-        freed = choose(load, ground, UNPINNED)
+    alone = replace(ground, dp=ground.world, tp=1, pp=1, sp=1)
+    if (pinned != UNPINNED or alone != ground) and ground.global_batch % alone.dp == 0:
+        freed = choose(load, alone, UNPINNED)
         if freed:
             yield f"leave parallel and batch.micro out: {freed.rung.text()}, micro-batch {freed.layout.micro_batch} fits"
+    on_gpu = load.kind != "ppo" and ground.machine.device == "cuda"
+    if on_gpu and choose(load, ground, replace(pinned, checkpointing="offload")):
+        yield "keep what checkpointing saves in host memory: parallel.checkpointing offload"
     tokens = _tokens_that_fit(load, ground, pinned)
     if tokens:
         yield f"lower data.max_tokens so that a row has at most {tokens} tokens instead of {load.row_tokens}"
@@ -52,7 +56,7 @@ def _changes(load: Load, ground: Ground, pinned: Pinned) -> Iterator[str]:
         yield "keep the base in 4 bits under the adapter: model.quantize nf4"
     ranks = _ranks_that_fit(load, ground, pinned)
     if ranks:
-        yield f"use {ranks} GPUs of this kind instead of {ground.dp}"
+        yield f"use {ranks} GPUs of this kind instead of {ground.world}"
 
 
 def _tokens_that_fit(load: Load, ground: Ground, pinned: Pinned) -> int | None:
@@ -68,10 +72,10 @@ def _ranks_that_fit(load: Load, ground: Ground, pinned: Pinned) -> int | None:
     """Doubling the GPUs helps where states are split; processes of one host share its memory, so not on a CPU."""
     if ground.machine.device == "cpu":
         return None
-    dp = 2 * ground.dp
-    while dp <= _MOST_RANKS:
+    dp, replica = 2 * ground.dp, ground.world // ground.dp
+    while dp * replica <= _MOST_RANKS:
         wider = replace(ground, dp=dp, global_batch=max(1, ground.global_batch // dp) * dp)
         if choose(load, wider, pinned):
-            return dp
+            return dp * replica
         dp *= 2
     return None

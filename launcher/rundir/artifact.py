@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from launcher.rundir.folder import read_json, sync_folder, write_json
 
@@ -43,17 +44,25 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
-    """Hash every file below `folder`, flush them to disk, then write manifest.json: {"schema", "files", **facts}."""
-    files: dict[str, dict[str, object]] = {}
-    for name, path in _files(folder).items():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "sha256": digest}
+def file_entry(path: Path) -> dict[str, object]:
+    """What a manifest says of a file: its bytes and sha256. Flushes it to disk."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(
+    folder: Path, facts: Mapping[str, object], *, entries: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+) -> None:
+    """Hash every file below `folder`, flush them to disk, then write manifest.json: {"schema", "files", **facts}.
+
+    `entries` are those of files that others have written and hashed; this process need not even see them yet.
+    """
+    files = {name: file_entry(path) for name, path in _files(folder).items() if name not in entries} | dict(entries)
     for parent in {path.parent for path in _files(folder).values()}:
         sync_folder(parent)
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "files": files, **facts})
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "files": dict(sorted(files.items())), **facts})
 
 
 def read_manifest(folder: Path) -> dict[str, object] | None:
@@ -70,17 +79,20 @@ def manifest_sha256(folder: Path) -> str:
     return sha256_file(folder / MANIFEST)
 
 
-def find_damage(folder: Path) -> list[Damage]:
-    """Every file that is missing, added or changed against the manifest. Reads and hashes all of them."""
+def find_damage(folder: Path, *, part: int = 0, parts: int = 1) -> list[Damage]:
+    """Every file that is missing, added or changed against the manifest. Reads and hashes all of them.
+
+    `parts` processes can share the work: each looks at its part of the files, and all their damage together is the damage.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         return [Damage(file=MANIFEST, what="missing or unreadable")]
     listed = manifest["files"]
     assert isinstance(listed, dict)
     present, damage = _files(folder), []
-    for name in sorted(set(present) - set(listed)):
+    for name in sorted(set(present) - set(listed))[part::parts]:
         damage.append(Damage(file=name, what="is not in the manifest"))
-    for name, entry in listed.items():
+    for name, entry in list(listed.items())[part::parts]:
         if name not in present:
             damage.append(Damage(file=name, what="is missing"))
         elif present[name].stat().st_size != entry.get("bytes"):

@@ -19,7 +19,7 @@ from launcher.rundir.order import StageOrder
 from launcher.units import MIB
 
 # Settings of a stage that say how it is run, watched or named, but not what comes out.
-_NOT_THE_RESULT = {"name", "from", "reward", "batch", "data", "log_every", "checkpoint_every", "keep", "gate"}
+_NOT_THE_RESULT = {"name", "from", "reward", "batch", "parallel", "data", "log_every", "checkpoint_every", "keep", "gate"}
 _STAGE_ARTIFACT = "stages/"
 
 
@@ -34,6 +34,7 @@ def inputs_sha256(job_json: Mapping[str, object], stage_name: str, data_fingerpr
         "seed": job_json.get("seed"),
         "batch.global": _block(stage, "batch").get("global") or _block(job_json, "batch").get("global"),
         "precision": job_json.get("precision"),
+        "tf32": job_json.get("tf32") or None,
         "parents": dict(parents),
     }
     canonical = json.dumps(_without_none(text), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

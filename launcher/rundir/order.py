@@ -15,12 +15,18 @@ class StageOrder:
 
     stage: str  # stage name
     kind: str
-    world: int  # ranks that must meet; another number is an error
+    world: int  # ranks that must meet; another number is an error: dp x tp x pp x sp
+    dp: int  # replicas of the model, each works on its own rows
+    tp: int  # ranks that share each matrix
+    pp: int  # ranks that hold one group of blocks each
+    sp: int  # ranks that share each sequence
+    balance: str  # what the pipeline's stages are made equal in: "parameters" | "time"
     device: str  # "cuda" or "cpu"
     precision: str  # "fp32" | "bf16" | "fp16"
-    checkpointing: str  # "none" | "full"
+    tf32: bool  # fp32 products may be rounded to TF32
+    checkpointing: str  # "none" | "full" | "offload": what blocks keep for the backward pass, and where
     zero: int
-    micro_batch: int  # sequences per rank and forward pass
+    micro_batch: int  # sequences per replica and forward pass
     grad_accum: int  # forward passes per optimizer step
     max_tokens: int  # longest row, or block length when packing
     checkpoint_every: int  # optimizer steps; 0: never

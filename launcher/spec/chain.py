@@ -1,6 +1,6 @@
 """JobSpec -> what its stages and fields say against each other. ASK, pure. Each rule is one small function in a table.
 
-What depends on the machine, the model's config.json or the batch arithmetic is judged in plan/legality.py.
+What depends on the machine, the model's config.json or the batch arithmetic is judged in plan/legality/.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from launcher.spec.combine import FIELD_RULES, STAGE_FIELD_RULES
 from launcher.spec.job import JobSpec
+from launcher.spec.parallel import ParallelSpec
 from launcher.spec.places import FieldPath, Finding
 from launcher.spec.stages import BatchSpec, Ppo, Reward, Stage
 from launcher.spec.wording import listed, nearest
@@ -28,6 +29,11 @@ def effective_batch(job: JobSpec, stage: Stage) -> BatchSpec:
         return job.batch
     given = {name: value for name, value in stage.batch if value is not None}
     return job.batch.model_copy(update=given)
+
+
+def effective_parallel(job: JobSpec, stage: Stage) -> ParallelSpec | None:
+    """The stage's own block as a whole, else the job's: a layout is one thing, half of another one makes no sense in it."""
+    return job.parallel if stage.parallel is None else stage.parallel
 
 
 def check(job: JobSpec) -> list[Finding]:

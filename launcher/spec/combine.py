@@ -28,7 +28,7 @@ SHAPES_OF_KIND: dict[Kind, tuple[Shape, ...]] = {
 # Variables that make every process run foreign code or find foreign files.
 _TAKES_OVER = "LD_PRELOAD|LD_AUDIT|PYTHONSTARTUP|PYTHONHOME|PYTHONINSPECT|BASH_ENV|ENV|IFS|PERL5OPT|NODE_OPTIONS|PATH|GIT_SSH.*"
 _SECRET = "(?i).*(TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_?ID)?|.*_PAT"
-_CLASSIC_HEADS = ("gpt2", "gpt_neox")
+_CLASSIC_HEADS = ("gpt2", "gpt_neox", "opt")
 _NO_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
 
 
@@ -97,11 +97,15 @@ def heads_divide(job: JobSpec) -> Iterator[Finding]:
 
 
 def _rotary_fits(new: NewModel, path: FieldPath, hidden: FieldPath) -> Iterator[Finding]:
-    """Rotary positions turn pairs of numbers. GPT-2 has none, GPT-NeoX turns a part of each head that it rounds itself."""
-    width = new.hidden // new.heads
-    if width % 2 and new.family not in _CLASSIC_HEADS:
-        what = f"each head of {new.family} is {width} wide (hidden {new.hidden:,} / {new.heads}), which is not even"
-        hint = f"use hidden: {_nearest_multiple(new.hidden, new.heads * 2):,}"
+    """Rotary positions turn pairs of numbers: of the whole head, of half of it in Phi.
+
+    GPT-2 and OPT have none, GPT-NeoX turns a part of each head that it rounds itself.
+    """
+    width, step = new.hidden // new.heads, 4 if new.family == "phi" else 2
+    if width % step and new.family not in _CLASSIC_HEADS:
+        rule = "not even" if step == 2 else "no multiple of 4"
+        what = f"each head of {new.family} is {width} wide (hidden {new.hidden:,} / {new.heads}), which is {rule}"
+        hint = f"use hidden: {_nearest_multiple(new.hidden, new.heads * step):,}"
         yield Finding(code="E117", path=path, what=what, hint=hint, also=(hidden,))
 
 

@@ -55,6 +55,17 @@ FOREIGN = {
     "vocab_size": "vocab",
     "zero_stage": "zero",
     "gradient_checkpointing": "checkpointing",
+    "tensor_parallel": "tensor",
+    "tensor_parallel_size": "tensor",
+    "tp": "tensor",
+    "pipeline_parallel": "pipeline",
+    "pipeline_parallel_size": "pipeline",
+    "pp": "pipeline",
+    "sequence_parallel_size": "sequence",
+    "sp": "sequence",
+    "zero_hpz_partition_size": "hpz",
+    "zero_quantized_weights": "quantized_weights",
+    "zero_quantized_gradients": "quantized_gradients",
 }
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from launcher.spec.base import Auto, Block, EnvName, Name, NotBool, Text
 from launcher.spec.model import ModelSpec
+from launcher.spec.parallel import ParallelSpec
 from launcher.spec.stages import BatchSpec, Stage
 
 
@@ -23,26 +24,6 @@ class ClusterSpec(Block):
     env: dict[EnvName, Text] = Field(default_factory=dict, description="environment of every rank; not for secrets")
 
 
-class Offload(Block):
-    """Where optimizer states and parameters rest between their uses."""
-
-    optimizer: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 1 or higher; nvme needs 3")
-    parameters: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 3")
-
-
-class ParallelSpec(Block):
-    """Degrees. data parallel = ranks / (tensor x pipeline x sequence)."""
-
-    tensor: int = Field(1, ge=1, le=1024, description="ranks that share each matrix")
-    pipeline: int = Field(1, ge=1, le=1024, description="groups of layers, each on its own rank")
-    sequence: int = Field(1, ge=1, le=1024, description="ranks that share each sequence (Ulysses)")
-    zero: Annotated[Literal[0, 1, 2, 3] | None, Auto, NotBool] = Field(None, description="ZeRO stage; None: the plan chooses")
-    offload: Annotated[Offload | None, Auto] = Field(None, description="None: the plan chooses")
-    checkpointing: Annotated[Literal["none", "full"] | None, Auto] = Field(
-        None, description="activation checkpointing; None: the plan chooses"
-    )
-
-
 class JobSpec(Block):
     """One job: a model, a cluster, and stages in the order they run."""
 
@@ -53,6 +34,11 @@ class JobSpec(Block):
     cluster: ClusterSpec = ClusterSpec.model_construct()
     parallel: Annotated[ParallelSpec | None, Auto] = Field(None, description="None: the plan chooses")
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Auto] = Field(None, description="None: the plan chooses")
+    tf32: bool = Field(
+        False,
+        description="fp32 products on GPUs of Ampere or newer with 10 bits after the point: faster, and no longer the fp32 that"
+        " was asked for, so it has to be said",
+    )
     batch: BatchSpec = BatchSpec.model_construct()
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=64, description="run in this order")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from launcher.spec.base import Auto, Block, Text
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "opt"]
 
 
 class NewModel(Block):

@@ -13,13 +13,28 @@ ARCHITECTURES: dict[Family, str] = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
+    "opt": "OPTForCausalLM",
 }
 
 # MLP width / hidden width of published models: Llama-2 11008/4096, Mistral 14336/4096, Qwen2-0.5B 4864/896,
-# Qwen3-8B 12288/4096, GPT-2 and GPT-NeoX 4.
-_FFN_RATIO: dict[Family, float] = {"llama": 8 / 3, "mistral": 3.5, "qwen2": 16 / 3, "qwen3": 3, "gpt2": 4, "gpt_neox": 4}
+# Qwen3-8B 12288/4096, Gemma-2B 16384/2048, Phi-3-mini 8192/3072, the others 4.
+_FFN_RATIO: dict[Family, float] = {
+    "llama": 8 / 3,
+    "mistral": 3.5,
+    "qwen2": 16 / 3,
+    "qwen3": 3,
+    "gemma": 8,
+    "phi": 4,
+    "phi3": 8 / 3,
+    "gpt2": 4,
+    "gpt_neox": 4,
+    "opt": 4,
+}
 _FFN_STEP = 32  # bitsandbytes packs 4-bit weights in blocks of 32 columns
 
 
@@ -42,7 +57,8 @@ def new_model_config(new: NewModel, vocab: int) -> dict[str, object]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    return config | (_gpt2_fields(new) if new.family == "gpt2" else _common_fields(new))
+    fields = {"gpt2": _gpt2_fields, "opt": _opt_fields}.get(new.family, _common_fields)
+    return config | fields(new)
 
 
 def _gpt2_fields(new: NewModel) -> dict[str, object]:
@@ -58,6 +74,20 @@ def _gpt2_fields(new: NewModel) -> dict[str, object]:
     }
 
 
+def _opt_fields(new: NewModel) -> dict[str, object]:
+    return {
+        "hidden_size": new.hidden,
+        "word_embed_proj_dim": new.hidden,
+        "num_hidden_layers": new.layers,
+        "num_attention_heads": new.heads,
+        "ffn_dim": new.ffn or usual_ffn(new.family, new.hidden),
+        "max_position_embeddings": new.positions,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+    }
+
+
 def _common_fields(new: NewModel) -> dict[str, object]:
     fields: dict[str, object] = {
         "hidden_size": new.hidden,
@@ -70,4 +100,6 @@ def _common_fields(new: NewModel) -> dict[str, object]:
     if new.family == "gpt_neox":
         return fields | {"hidden_dropout": 0.0}
     fields |= {"num_key_value_heads": new.kv_heads or new.heads, "head_dim": new.hidden // new.heads}
-    return fields | ({"sliding_window": None} if new.family == "mistral" else {})
+    if new.family in ("phi", "phi3"):
+        fields |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    return fields | ({"sliding_window": None} if new.family in ("mistral", "phi3") else {})

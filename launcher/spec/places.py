@@ -81,7 +81,18 @@ class Places:
     def located(self, problem: Problem) -> Problem:
         """A problem whose `where` is a field, such as `cluster.slots`, moved to the place where that field is written."""
         path = self.path_of(problem.where)
-        if path[0] not in ("name", "seed", "model", "cluster", "parallel", "precision", "batch", "tensorboard", "stages"):
+        if path[0] not in (
+            "name",
+            "seed",
+            "model",
+            "cluster",
+            "parallel",
+            "precision",
+            "tf32",
+            "batch",
+            "tensorboard",
+            "stages",
+        ):
             return problem
         return replace(problem, where=self.place_of(path), what=f"{problem.where}: {problem.what}")
 

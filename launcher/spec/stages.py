@@ -8,6 +8,7 @@ from pydantic import Field
 
 from launcher.spec.base import Auto, Block, Name
 from launcher.spec.data import DataSpec
+from launcher.spec.parallel import ParallelSpec, StageAuto
 
 Kind = Literal["pretrain", "sft", "reward", "ppo", "dpo"]
 Moment = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +22,11 @@ class BatchSpec(Block):
         None, alias="global", ge=1, le=10**9, description="sequences per optimizer step, summed over all GPUs; None: 32"
     )
     micro_seqs: Annotated[int | None, Auto] = Field(
-        None, alias="micro", ge=1, le=10**6, description="sequences per GPU and forward pass; None: the plan chooses"
+        None,
+        alias="micro",
+        ge=1,
+        le=10**6,
+        description="sequences per replica (one GPU, or more with degrees) and pass; None: the plan chooses",
     )
 
 
@@ -48,6 +53,9 @@ class StageBase(Block):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after the warm-up")
     batch: BatchSpec | None = Field(None, description="instead of the job's batch")
+    parallel: Annotated[ParallelSpec | None, StageAuto] = Field(
+        None, description="instead of the job's parallel, as a whole; auto: the plan chooses"
+    )
     log_every: int = Field(10, ge=1, le=10**6, description="steps between metrics")
     eval_rows: int = Field(512, ge=1, le=10**6, description="held-out rows used before and after training")
     checkpoint_every: Annotated[int | None, Auto] = Field(

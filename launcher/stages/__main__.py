@@ -102,6 +102,7 @@ def train(run: RunDir, stage_name: str) -> int:
         stage = next(stage for stage in job.stages if stage.stage_name == stage_name)
         _check_world(order)
         _environment(order)
+        _build_operators(run, order)
         importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
         importlib.import_module("launcher.train.ranks").leave()
     except Exception as error:
@@ -143,6 +144,13 @@ def _environment(order: StageOrder) -> None:
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
+
+
+def _build_operators(run: RunDir, order: StageOrder) -> None:
+    """What DeepSpeed would compile in the middle of the stage, before anybody waits in a collective."""
+    ops = importlib.import_module("launcher.train.ops")
+    config = json.loads(run.ds_config(order.stage).read_text(encoding="utf-8"))
+    ops.prebuild(ops.needed_ops(config))
 
 
 def die_with_parent() -> None:

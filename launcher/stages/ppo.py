@@ -11,36 +11,38 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from launcher.errors import LauncherError, Problem
-from launcher.rundir.folder import RunDir, StageDir, read_json, write_json
+from launcher.rundir.folder import RunDir, StageDir, read_json
 from launcher.rundir.inputs import stage_inputs
 from launcher.rundir.order import StageOrder
 from launcher.spec.job import JobSpec
 from launcher.spec.stages import Ppo
 from launcher.train.artifacts import hand_on
 from launcher.train.checkpoints import Resume, find_resume, seal, work_folder
+from launcher.train.mesh import Mesh, make_mesh
 from launcher.train.metrics import Metrics
 from launcher.train.models import load_tokenizer
-from launcher.train.ppo_engines import load_engines, make_models, refuse_other_tokenizer, save_engines, set_rate
+from launcher.train.ppo_engines import load_engines, make_models, refuse_other_tokenizer, save_engines, set_rate, trained_actor
 from launcher.train.ppo_losses import adapted_kl_coef, rate_share
 from launcher.train.ppo_models import Models
 from launcher.train.ppo_steps import Sizes, collect, evaluate, learn
 from launcher.train.ranks import Ranks, meet
 from launcher.train.result import write_result
-from launcher.train.rows import DataOrder, Rows, global_batch, load_rows
+from launcher.train.rows import Rows, global_batch, load_rows, row_numbers
 
-STATE = "state.json"  # inside a checkpoint, beside the engines' files
 NUM_SAMPLES = 3
 SAMPLE_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that a resumed run needs besides the engines. Random streams need nothing: they follow from seed and iteration."""
+    """All that a resumed run needs besides the engines; saved with them as `extra`.
+
+    Random streams need nothing: they follow from seed and iteration.
+    """
 
     iteration: int  # iterations done
     kl_coef: float
@@ -58,21 +60,20 @@ def run(run: RunDir, job: JobSpec, stage: Ppo, order: StageOrder) -> None:
     iterations = num_iterations(stage, sizes, len(rows.train))
     inputs = stage_inputs(run, read_json(run.job_json), order)
     resume = find_resume(stage_dir, order, ranks, inputs=inputs)
-    models = make_models(run, job, stage, order, ranks, tokenizer)
+    mesh, models = make_mesh(order, ranks), make_models(run, job, stage, order, ranks, tokenizer)
     notes = [*resume.notices, *_notes(models, job, resume)]
     resumed_at = resume.step if resume.folder else None
     metrics = Metrics(stage_dir, rank=ranks.rank, tensorboard=job.tensorboard, resume_step=resumed_at)
     _say(ranks, _arithmetic(order, stage, sizes, iterations), *notes)
 
     held_out = rows.held_out["prompt_ids"][:]
-    state = _start(models, resume, metrics, held_out, job, stage, sizes)
-    order_of_rows = DataOrder(len(rows.train), seed=job.seed, total=iterations * sizes.rollout)
-    taken = islice(order_of_rows, state.iteration * sizes.rollout, None)
+    state = _start(models, mesh, resume, metrics, held_out, job, stage, sizes)
     for iteration in range(state.iteration, iterations):
         share = rate_share(iteration, iterations, warmup=stage.warmup, schedule=stage.schedule)
         set_rate(models.actor, stage.lr * share)
         set_rate(models.critic, stage.critic_lr * share)
-        prompts = rows.train[list(islice(taken, sizes.rollout))]["prompt_ids"]
+        places = {"start": iteration * sizes.rollout, "stop": (iteration + 1) * sizes.rollout}
+        prompts = rows.train[row_numbers(len(rows.train), seed=job.seed, **places)]["prompt_ids"]
         at = {"stage": stage, "sizes": sizes, "seed": job.seed, "iteration": iteration}
         experience = collect(models, prompts, kl_coef=state.kl_coef, **at)
         _refuse_explosion(experience.figures, stage, order, iteration)
@@ -84,13 +85,13 @@ def run(run: RunDir, job: JobSpec, stage: Ppo, order: StageOrder) -> None:
             metrics.log(state.iteration, figures)
             _say(ranks, f"iteration {state.iteration} of {iterations}: {_text(figures)}")
         if order.checkpoint_every and state.iteration % order.checkpoint_every == 0 and state.iteration < iterations:
-            _save(models, state, stage_dir, order, ranks, inputs=inputs, keep=stage.keep)
+            _save(models, mesh, state, stage_dir, order, ranks, inputs=inputs, keep=stage.keep)
 
     after, answers = evaluate(models, held_out, stage=stage, sizes=sizes, seed=job.seed)
     metrics.log(iterations, {f"held_out/{name}": value for name, value in after.items()})
     metrics.close()
     _say(ranks, f"held out before: {_text(state.before)}; after: {_text(after)}")
-    hand_on(run, order, ranks, models.actor)
+    hand_on(run, order, ranks, trained_actor(models, mesh))
     samples = _samples(tokenizer, rows, sizes, state.answers, answers)
     write_result(
         run,
@@ -120,6 +121,7 @@ def num_iterations(stage: Ppo, sizes: Sizes, num_prompts: int) -> int:
 
 def _start(
     models: Models,
+    mesh: Mesh,
     resume: Resume,
     metrics: Metrics,
     held_out: Sequence[Sequence[int]],
@@ -129,20 +131,17 @@ def _start(
 ) -> State:
     """The state of the checkpoint, its engines loaded; or a new one, with the policy measured before it moves."""
     if resume.folder:
-        load_engines(models, resume.folder)
-        return State(**read_json(resume.folder / STATE))
+        return State(**load_engines(models, resume.folder, mesh))
     before, answers = evaluate(models, held_out, stage=stage, sizes=sizes, seed=job.seed)
     metrics.log(0, {f"held_out/{name}": value for name, value in before.items()})
     return State(iteration=0, kl_coef=stage.kl_coef, before=before, answers=answers[:NUM_SAMPLES])
 
 
 def _save(
-    models: Models, state: State, stage_dir: StageDir, order: StageOrder, ranks: Ranks, *, inputs: str, keep: int
+    models: Models, mesh: Mesh, state: State, stage_dir: StageDir, order: StageOrder, ranks: Ranks, *, inputs: str, keep: int
 ) -> None:
-    written = work_folder(stage_dir) / f"checkpoint-{state.iteration}"
-    save_engines(models, written)
-    if ranks.first:
-        write_json(written / STATE, asdict(state))
+    written = work_folder(stage_dir) / f"step{state.iteration}"
+    save_engines(models, written, mesh, step=state.iteration, extra=asdict(state))
     seal(stage_dir, written, order, ranks, step=state.iteration, inputs=inputs, keep=keep)
 
 

@@ -7,79 +7,73 @@ accuracy and margin, overall and per group. The gate is the supervisor's: it sto
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 
-import torch
 from datasets import Dataset
 from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
 
 from launcher.rundir.folder import RunDir
 from launcher.rundir.order import StageOrder
 from launcher.spec.job import JobSpec
 from launcher.spec.stages import Reward
-from launcher.train.adapters import lora_config, restore_dtype
 from launcher.train.artifacts import hand_on
-from launcher.train.evaluate import group_accuracy, measure_rows, pair_figures
-from launcher.train.models import dtype_of, load_reward, load_tokenizer, unpartitioned
-from launcher.train.ranks import Ranks, meet
+from launcher.train.assemble import Task, assemble
+from launcher.train.batches import scored_pairs
+from launcher.train.course import Course, Figures, run_course, tell
+from launcher.train.engines import Scoring
+from launcher.train.evaluate import group_accuracy, pair_figures, score_rows
+from launcher.train.mesh import make_mesh
+from launcher.train.models import load_tokenizer
+from launcher.train.objectives import REWARD, Objective, bradley_terry
+from launcher.train.ranks import meet
 from launcher.train.rows import load_rows
-from launcher.train.trainer import Course, Figures, Steady, arguments, run_course, score_shipped, tell
-
-
-class PairTrainer(Steady, RewardTrainer):
-    """RewardTrainer on pairs that prepare has tokenised (chosen_ids, rejected_ids)."""
+from launcher.train.shipped import score_shipped
 
 
 def run(run: RunDir, job: JobSpec, stage: Reward, order: StageOrder) -> None:
     """Train the scorer, measure it, hand it on."""
     started = time.time()
     ranks = meet(order)
+    mesh = make_mesh(order, ranks)
     rows = load_rows(run, order, stage)
     tokenizer = load_tokenizer(run, order)
-    args = arguments(
-        RewardConfig,
-        run,
-        job,
-        stage,
-        order,
-        rows,
-        center_rewards_coefficient=stage.center,
-        max_length=None,  # prepare has dropped and counted the long pairs
-        disable_dropout=True,
-    )
     set_seed(job.seed)
-    adapter, quantize = job.model.adapter, job.model.quantize is not None
-    model = load_reward(run.path / order.model, order, job.model, tokenizer, quantize=quantize)
-    trainer = PairTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=rows.train,
-        peft_config=lora_config(adapter, "reward") if adapter else None,
+    objective = Objective(
+        names=REWARD, collate=scored_pairs, losses=lambda scores, batch: bradley_terry(scores[0], center=stage.center)
     )
-    if quantize:
-        restore_dtype(trainer.model, dtype_of(order))
-    evaluate = _evaluator(trainer, ranks, rows.held_out, batch=2 * order.micro_batch)
-    course = Course(run=run, job=job, stage=stage, order=order, ranks=ranks, rows=rows, evaluate=evaluate, started=started)
-    run_course(trainer, course)
+    task = Task(
+        run=run,
+        job=job,
+        stage=stage,
+        order=order,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        objective=objective,
+        adapter=job.model.adapter,
+        quantize=job.model.quantize is not None,
+    )
+    assembled = assemble(task)
+    course = Course(
+        run=run,
+        job=job,
+        stage=stage,
+        order=order,
+        ranks=ranks,
+        rows=rows,
+        engine=assembled.engine,
+        objective=objective,
+        evaluate=partial(_figures, rows=rows.held_out, pad=tokenizer.pad_token_id, batch=2 * order.micro_batch),
+        pad=tokenizer.pad_token_id,
+        started=started,
+    )
+    run_course(course)
+    artifact = hand_on(run, order, ranks, assembled.trained)
+    if task.quantize:
+        score_shipped(course, task, artifact)
     tell(course)
-    artifact = hand_on(run, order, ranks, trainer.model_wrapped)
-    if quantize:
-        with unpartitioned():
-            score_shipped(course, load_reward(artifact, order, job.model, tokenizer), evaluate)
-        tell(course)
 
 
-def _evaluator(trainer: PairTrainer, ranks: Ranks, rows: Dataset, *, batch: int) -> Callable[[torch.nn.Module], Figures]:
-    def measure(scorer: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        scores = scorer(**inputs, use_cache=False).logits.float().squeeze(-1)
-        chosen, rejected = scores.chunk(2)
-        return {"margin": chosen - rejected}
-
-    def evaluate(scorer: torch.nn.Module) -> Figures:
-        columns = measure_rows(ranks, rows, trainer.data_collator, partial(measure, scorer), batch=batch)
-        return pair_figures(columns), group_accuracy(columns, rows["group"])
-
-    return evaluate
+def _figures(engine: Scoring, *, rows: Dataset, pad: int, batch: int) -> Figures:
+    [scores] = score_rows(engine, rows, partial(scored_pairs, pad=pad, multiple=engine.mesh.sp), batch=batch)
+    margins = scores[0] - scores[1]
+    return pair_figures(margins), group_accuracy(margins, rows["group"])

@@ -22,7 +22,7 @@ from launcher.spec.stages import Reward, StageBase
 from launcher.supervise import evidence, left, watch
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal
-from launcher.supervise.policy import Decision, Layout, damage_problems, decide
+from launcher.supervise.policy import Decision, damage_problems, decide
 from launcher.supervise.preflight import free_port, record_versions
 from launcher.supervise.progress import Progress
 from launcher.supervise.stop import StopFlag
@@ -102,7 +102,7 @@ class Chain:
         self._check_parents(order)
         inputs = _inputs(self.run, order)
         facts = left.stage_facts(self.run, name, self.verifier)
-        decision = decide(facts, inputs=inputs, layout=Layout(plan.world, plan.zero, plan.precision))
+        decision = decide(facts, inputs=inputs, precision=plan.precision)
         if decision.action == "keep":
             self.journal.event("stage.kept", stage=name, reason=decision.reason)
             self.journal.say(f"{name}: kept; {decision.reason}")

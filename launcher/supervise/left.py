@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.rundir.artifact import Damage, find_damage, read_manifest
 from launcher.rundir.folder import RunDir, StageDir, read_json
-from launcher.supervise.policy import CheckpointFact, Layout, StageFacts
+from launcher.supervise.policy import CheckpointFact, StageFacts
 from launcher.supervise.verify import Verifier
 
 _STEP = re.compile(r"step(\d+)\Z")
@@ -61,9 +61,9 @@ def _checkpoints(hashed: dict[Path, list[Damage]]) -> Iterator[CheckpointFact]:
         if manifest is None or hashed[path]:
             continue
         try:
-            step, world, zero = (int(str(manifest[name])) for name in ("step", "world", "zero"))
-            layout = Layout(world, zero, str(manifest["precision"]))
-            yield CheckpointFact(step=step, inputs=str(manifest["inputs"]), layout=layout)
+            # "format" came with checkpoints that any layout can read; one without it is of no use now
+            step, inputs, precision, _ = (str(manifest[name]) for name in ("step", "inputs", "precision", "format"))
+            yield CheckpointFact(step=int(step), inputs=inputs, precision=precision)
         except (KeyError, ValueError):
             continue
 

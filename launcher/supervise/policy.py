@@ -1,7 +1,8 @@
 """(what a stage left behind, what it would be made of now) -> keep, resume, redo or start, with the reason. DERIVE, pure.
 
-A finished stage is kept when the hash of its inputs is the same and its artifact is whole. Damage is never repaired in
-silence: the user hears which file, and chooses between restoring it and doing the stage again.
+A finished stage is kept when the hash of its inputs is the same and its artifact is whole. An unfinished one goes on from a
+checkpoint of the same inputs and precision, whatever layout saved it: checkpoints hold whole weights by name. Damage is never
+repaired in silence: the user hears which file, and chooses between restoring it and doing the stage again.
 """
 
 from __future__ import annotations
@@ -16,25 +17,13 @@ from launcher.rundir.artifact import Damage
 Action = Literal["keep", "resume", "redo", "start"]
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What DeepSpeed's own files depend on: a checkpoint of another layout cannot be gone on from."""
-
-    world: int
-    zero: int
-    precision: str
-
-    def text(self) -> str:
-        return f"{self.world} ranks, ZeRO {self.zero} and {self.precision}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFact:
     """A checkpoint that verifies."""
 
     step: int
     inputs: str
-    layout: Layout
+    precision: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +49,7 @@ class Decision:
     reason: str
 
 
-def decide(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
+def decide(facts: StageFacts, *, inputs: str, precision: str) -> Decision:
     """LauncherError E505 where the artifact of this stage was tampered with while its inputs still hold."""
     finished = _finished(facts)
     if finished and facts.inputs not in (inputs, None):
@@ -69,7 +58,7 @@ def decide(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
         raise LauncherError(damage_problems(facts.stage, facts.artifact, facts.damage))
     if finished:
         return Decision(action="keep", reason="finished, and its inputs are unchanged")
-    return _unfinished(facts, inputs=inputs, layout=layout)
+    return _unfinished(facts, inputs=inputs, precision=precision)
 
 
 def _finished(facts: StageFacts) -> bool:
@@ -78,24 +67,24 @@ def _finished(facts: StageFacts) -> bool:
     return facts.has_artifact and len(worlds) == 1 and set(facts.worlds) == set(range(*worlds))
 
 
-def _unfinished(facts: StageFacts, *, inputs: str, layout: Layout) -> Decision:
-    fitting = [one for one in facts.checkpoints if (one.inputs, one.layout) == (inputs, layout)]
+def _unfinished(facts: StageFacts, *, inputs: str, precision: str) -> Decision:
+    fitting = [one for one in facts.checkpoints if (one.inputs, one.precision) == (inputs, precision)]
     if fitting:
         step = max(one.step for one in fitting)
         reason = f"goes on from the checkpoint of step {step}"
         return Decision(action="resume", reason="; ".join([reason, *_damage_texts(facts, after=step)]))
     if not facts.touched:
         return Decision(action="start", reason="not started yet")
-    return Decision(action="redo", reason=_why_no_checkpoint(facts, inputs=inputs, layout=layout))
+    return Decision(action="redo", reason=_why_no_checkpoint(facts, inputs=inputs, precision=precision))
 
 
-def _why_no_checkpoint(facts: StageFacts, *, inputs: str, layout: Layout) -> str:
+def _why_no_checkpoint(facts: StageFacts, *, inputs: str, precision: str) -> str:
     if not facts.checkpoints:
         return "; ".join(_damage_texts(facts)) or "has not finished and left no checkpoint"
     newest = max(facts.checkpoints, key=lambda one: one.step)
     if newest.inputs != inputs:
         return f"its checkpoint of step {newest.step} was made with other settings, data or parent"
-    return f"its checkpoint of step {newest.step} was made with {newest.layout.text()}, the plan has {layout.text()}"
+    return f"its checkpoint of step {newest.step} was made in {newest.precision}, the plan has {precision}"
 
 
 def _damage_texts(facts: StageFacts, *, after: int = 0) -> list[str]:

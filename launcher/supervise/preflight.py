@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import random
+import shlex
 import socket
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
+from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import JobSpec
@@ -36,6 +38,7 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
     problems += _write_problems(writable)
     problems += _package_problems(job)
     problems += _path_problems(job)
+    problems += _nvme_problems(job, plan)
     problems += _memory_problems(plan)
     if problems:
         raise LauncherError(problems)
@@ -44,12 +47,29 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
 def _write_problems(folder: Path) -> list[Problem]:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    what = _refusal_to_write(folder)
+    hint = "choose another folder with --runs or LAUNCHER_RUNS"
+    return [Problem(code="E404", where=str(folder), what=what, hint=hint)] if what else []
+
+
+def _refusal_to_write(folder: Path) -> str | None:
+    """What the system says to a new file in `folder`; None: it can be written."""
     try:
         with tempfile.TemporaryFile(dir=folder):
-            return []
+            return None
     except OSError as error:
-        what = f"cannot be written: {error.strerror}"
-        return [Problem(code="E404", where=str(folder), what=what, hint="choose another folder with --runs or LAUNCHER_RUNS")]
+        return f"cannot be written: {error.strerror}"
+
+
+def _nvme_problems(job: JobSpec, plan: Plan) -> list[Problem]:
+    """A folder that is not there DeepSpeed makes itself: where the disk is not mounted, on another one."""
+    on_nvme = [stage for stage in job.stages if plan.stage(stage.stage_name).offload_optimizer == "nvme"]
+    problems = []
+    for path in dict.fromkeys(parallel_of(job, stage).nvme_path or "" for stage in on_nvme):
+        what = _refusal_to_write(Path(path))
+        hint = f"make it on a fast local disk (mkdir -p {shlex.quote(path)}), or name another one in offload.nvme_path"
+        problems += [Problem(code="E415", where=path, what=what, hint=hint)] if what else []
+    return problems
 
 
 def _package_problems(job: JobSpec) -> list[Problem]:

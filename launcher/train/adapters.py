@@ -42,7 +42,7 @@ def lora_config(lora: Lora, task: Task) -> LoraConfig:
 
 
 def attach_lora(model: PreTrainedModel, lora: Lora, task: Task, *, zero: int) -> PeftModel:
-    """The model with a fresh adapter, its own weights frozen. For stories without a TRL trainer; those attach it themselves."""
+    """A loaded model with a fresh adapter, its own weights frozen: a 4-bit base or PPO's actor (the others: building.py)."""
     # Under ZeRO-3 all persistent parameters must share one dtype: peft would make the adapter fp32 on a bf16 base.
     return get_peft_model(model, lora_config(lora, task), autocast_adapter_dtype=zero != 3)
 
@@ -64,8 +64,8 @@ def quantization_config(compute: torch.dtype) -> BitsAndBytesConfig:
 
 
 def restore_dtype(model: PeftModel, dtype: torch.dtype) -> None:
-    """Trainable weights in the stage's dtype. TRL makes them bf16 on a 4-bit base even where the stage is fp32: without fp32
-    masters small updates would be lost, and a reward head would not fit its input. Call between trainer and training.
+    """Trainable weights in the stage's dtype, whatever peft chose on a 4-bit base: in bf16 without fp32 masters small updates
+    would be lost, and a reward head would not fit its input. Call before deepspeed.initialize.
     """
     for weight in model.parameters():
         if weight.requires_grad:

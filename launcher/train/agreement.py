@@ -31,7 +31,7 @@ def refuse_wrong_config(run: RunDir, stage: StageBase, order: StageOrder) -> Non
         "train_batch_size": global_batch(order),
         "train_micro_batch_size_per_gpu": order.micro_batch,
         "gradient_accumulation_steps": order.grad_accum,
-        "gradient_clipping": stage.clip,  # absent, accelerate would fill in 1.0 and DeepSpeed none
+        "gradient_clipping": stage.clip,  # absent, DeepSpeed clips at 1.0 (runtime/constants.py:203)
     }
     for key, wanted in numbers.items():
         if config.get(key) not in (wanted, "auto"):

@@ -6,15 +6,19 @@ adapter/ holds the PEFT folder. Written under artifact.partial/, then renamed: w
 
 from __future__ import annotations
 
+import collections
+import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import deepspeed
 import torch
-from peft import PeftModel
+from accelerate import init_empty_weights
+from peft import PeftModel, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from launcher.errors import LauncherError, Problem
@@ -23,64 +27,103 @@ from launcher.rundir.folder import RunDir, read_json, sync_folder
 from launcher.rundir.inputs import parent_hashes, stage_inputs
 from launcher.rundir.order import StageOrder
 from launcher.train.adapters import merge, name_base
+from launcher.train.families import stored_name
+from launcher.train.gathering import whole_weights
+from launcher.train.mesh import Mesh
 from launcher.train.models import dtype_of, is_reward_folder, unpartitioned
+from launcher.train.pieces import Piece
 from launcher.train.ranks import Ranks, broadcast
 
+SHARD_BYTES = 5_000_000_000
 State = dict[str, torch.Tensor]
 
 
-def hand_on(run: RunDir, order: StageOrder, ranks: Ranks, engine) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a stage hands on: the Hugging Face model as this rank has it (config, adapter), and this rank's weights of it."""
+
+    model: PreTrainedModel | PeftModel
+    pieces: Sequence[Piece]
+    mesh: Mesh
+    num_parameters: int  # of the whole model, without an adapter
+
+
+def hand_on(run: RunDir, order: StageOrder, ranks: Ranks, trained: Trained) -> Path:
     """Write the artifact of this stage and return its folder. Collective: every rank calls it, rank 0 writes.
 
-    `engine` is what deepspeed.initialize returned; its module a PreTrainedModel or a PeftModel around one. Where rank 0 finds
-    that the folder does not verify, every rank raises.
+    Where rank 0 finds that the folder does not verify, every rank raises.
     """
     stage_dir = run.stage(order.stage)
-    state = full_state(engine, adapter_only=isinstance(engine.module, PeftModel))
     problems: tuple[Problem, ...] = ()
+    weights = whole_weights(trained.pieces, trained.mesh, _wanted(trained.model))
     if ranks.first:
         try:
-            _write(run, order, engine.module, state)
+            _write(run, order, trained, weights)
         except LauncherError as error:
             problems = error.problems
+    else:
+        collections.deque(weights, maxlen=0)  # take part in every weight, keep none
     problems = broadcast(problems)
     if problems:
         raise LauncherError(problems)
     return stage_dir.artifact
 
 
-def full_state(engine, *, adapter_only: bool = False) -> State:
-    """Every whole weight on the CPU of rank 0, an empty dict elsewhere. Under ZeRO-3 gathered layer by layer. Collective."""
-    if engine.zero_optimization_partition_weights():
-        # The name says 16 bit; the dtype is the parameters' own.
-        return engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapter_only) or {}
-    if deepspeed.comm.get_rank() != 0:
-        return {}
-    wanted = {name for name, weight in engine.module.named_parameters() if weight.requires_grad or not adapter_only}
-    weights = engine.module.state_dict()
-    return {
-        name: weight.detach().cpu()
-        for name, weight in weights.items()
-        if name in wanted or (not adapter_only and isinstance(weight, torch.Tensor))
-    }
+def _wanted(model: PreTrainedModel | PeftModel) -> Callable[[Piece], bool]:
+    """Of an adapter job only what was trained: the frozen base is in its own folder."""
+    return (lambda piece: piece.weight.requires_grad) if isinstance(model, PeftModel) else (lambda piece: True)
 
 
-def _write(run: RunDir, order: StageOrder, module: PreTrainedModel, state: State) -> None:
+def _write(run: RunDir, order: StageOrder, trained: Trained, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
     stage_dir = run.stage(order.stage)
     partial = stage_dir.path / "artifact.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if isinstance(module, PeftModel):
-        model, state = _merged(run, order, module, state, partial / "adapter")
+    if isinstance(trained.model, PeftModel):
+        model = _merged(run, order, trained.model, dict(weights), partial / "adapter")
+        weights, expected = iter(untied(model, model.state_dict()).items()), count_parameters(model)
     else:
-        model = module
-    state = untied(model, state)
-    save_plain(model, state, partial, tokenizer=run.path / order.tokenizer)
-    tensors, parameters = verify(partial, state, count_parameters(model))
+        model, expected = trained.model, trained.num_parameters
+    shapes = write_weights(partial, ((stored_name(model.config, name), weight) for name, weight in weights))
+    save_settings(model, partial, tokenizer=run.path / order.tokenizer)
+    tensors, parameters = verify(partial, shapes, expected)
     write_manifest(partial, _facts(run, order, tensors=tensors, parameters=parameters))
     shutil.rmtree(stage_dir.artifact, ignore_errors=True)
     partial.rename(stage_dir.artifact)
     sync_folder(stage_dir.path)
+
+
+def write_weights(folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
+    """model.safetensors, or files of about SHARD_BYTES with an index, as transformers names them; the shapes by name.
+
+    Streams: one file's tensors are in memory at a time.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: list[list[str]] = []
+    held: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        save_file(held, folder / f"part{len(files)}", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    for name, weight in weights:
+        if held and sum(tensor.nbytes for tensor in held.values()) + weight.nbytes > SHARD_BYTES:
+            flush()
+        held[name] = weight.detach().cpu().contiguous()
+        shapes[name] = tuple(weight.shape)
+        total += weight.nbytes
+    flush()
+    names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
+    names = ["model.safetensors"] if len(files) == 1 else names
+    for number, name in enumerate(names):
+        (folder / f"part{number}").rename(folder / name)
+    if len(files) > 1:
+        placed = {weight: names[number] for number, members in enumerate(files) for weight in members}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return shapes
 
 
 def _facts(run: RunDir, order: StageOrder, *, tensors: int, parameters: int) -> Mapping[str, object]:
@@ -96,15 +139,20 @@ def _facts(run: RunDir, order: StageOrder, *, tensors: int, parameters: int) -> 
     }
 
 
-def _merged(run: RunDir, order: StageOrder, module: PeftModel, state: State, adapter: Path) -> tuple[PreTrainedModel, State]:
+def _merged(run: RunDir, order: StageOrder, module: PeftModel, state: State, adapter: Path) -> PreTrainedModel:
     """Save the adapter, load the base again without quantisation, merge. Rank 0 only."""
-    module.save_pretrained(adapter, state_dict=state, save_embedding_layers=False)
-    (adapter / "README.md").unlink(missing_ok=True)
     with unpartitioned():
-        model = merge(load_base(run.path / order.model, order), adapter)
+        base = load_base(run.path / order.model, order)
+        with init_empty_weights():
+            shape = type(base)(copy.deepcopy(base.config))
+        # peft saves what it finds modules for, and a pipeline stage has no modules for the other stages' blocks
+        whole = get_peft_model(shape, copy.deepcopy(module.peft_config["default"]), low_cpu_mem_usage=True)
+        whole.save_pretrained(adapter, state_dict=state, save_embedding_layers=False)
+        (adapter / "README.md").unlink(missing_ok=True)
+        model = merge(base, adapter)
     name_base(adapter, _base_name(run, order))
     model.config.pad_token_id = module.get_base_model().config.pad_token_id
-    return model, model.state_dict()
+    return model
 
 
 def load_base(folder: Path, order: StageOrder) -> PreTrainedModel:
@@ -129,18 +177,19 @@ def untied(model: PreTrainedModel, state: State) -> State:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Whole parameters, each once, also where ZeRO-3 keeps only a shard of each here."""
-    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters())
+    """Whole parameters, each once."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
-def save_plain(model: PreTrainedModel, state: State, folder: Path, *, tokenizer: Path) -> None:
-    """Config, weights and tokenizer as another program expects them: the cache on, no path of this machine."""
-    cache, model.config.use_cache = model.config.use_cache, True
-    try:
-        _mend_generation(model)
-        model.save_pretrained(folder, state_dict=state)
-    finally:
-        model.config.use_cache = cache
+def save_settings(model: PreTrainedModel, folder: Path, *, tokenizer: Path) -> None:
+    """Config and tokenizer as another program expects them: the cache on, no path of this machine."""
+    config = copy.deepcopy(model.config)
+    config.use_cache, config.architectures = True, [type(model).__name__]
+    config.dtype = next(model.parameters()).dtype
+    config.save_pretrained(folder)
+    _mend_generation(model)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
     for file in tokenizer.iterdir():
         if file.is_file() and file.name != "manifest.json" and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
@@ -168,7 +217,7 @@ def _drop_local_names(path: Path) -> None:
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def verify(folder: Path, state: State, parameters: int) -> tuple[int, int]:
+def verify(folder: Path, expected: Mapping[str, tuple[int, ...]], parameters: int) -> tuple[int, int]:
     """Open every weight file again: names, shapes, finite values, and the number of parameters. (tensors, parameters)."""
     found: dict[str, tuple[int, ...]] = {}
     what = ""
@@ -181,7 +230,6 @@ def verify(folder: Path, state: State, parameters: int) -> tuple[int, int]:
                     what = what or f"{name} is empty"
                 elif not torch.isfinite(tensor).all():
                     what = what or f"{name} holds values that are not finite"
-    expected = {name: tuple(weight.shape) for name, weight in state.items()}
     if found != expected:
         names = sorted(set(found.items()) ^ set(expected.items()))
         what = what or f"{len(names)} tensors differ from the model's in name or shape, first {names[0][0]}"

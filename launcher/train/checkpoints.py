@@ -1,28 +1,31 @@
 """Checkpoints: what a stage can go on from. Written elsewhere, listed with hashes, then renamed to checkpoints/step<N>.
 
-DO, on the nodes. A folder without a manifest that verifies is not a checkpoint; one of another layout or of other inputs is
-refused by name and left where it is. Nothing half-written is ever used.
+DO, on the nodes. A folder without a manifest that verifies is not a checkpoint; one of other inputs is refused by name and left
+where it is; one of another layout is gone on from, and said (train/states.py). Nothing half-written is ever used.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.rundir.artifact import find_damage, read_manifest, write_manifest
+from launcher.rundir.artifact import file_entry, find_damage, read_manifest, write_manifest
 from launcher.rundir.folder import StageDir, sync_folder
 from launcher.rundir.order import StageOrder
-from launcher.train.ranks import Ranks, barrier, broadcast
+from launcher.train.ranks import Ranks, barrier, broadcast, gather
 
 WORK = ".work"  # beside the finished ones, on the same file system, so that finishing is one rename
 
-NAMES = {"zero": "ZeRO stage", "world": "number of ranks", "inputs": "hash of settings, data and parents"}
+FORMAT = 2  # 1: DeepSpeed's own files, of one layout only
+MUST_FIT = {"format": "format", "stage": "stage", "inputs": "hash of settings, data and parents", "precision": "precision"}
+DEGREES = ("dp", "tp", "pp", "sp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """The checkpoint to go on from, and why newer ones were not taken, a line each."""
+    """The checkpoint to go on from, why newer ones were not taken and what else the user should know, a line each."""
 
     folder: Path | None
     step: int
@@ -34,18 +37,32 @@ def work_folder(stage_dir: StageDir) -> Path:
 
 
 def seal(stage_dir: StageDir, written: Path, order: StageOrder, ranks: Ranks, *, step: int, inputs: str, keep: int) -> None:
-    """Turn the folder that all ranks have just written into checkpoints/step<N>, and prune to `keep`. Collective."""
-    barrier()  # every rank's files are there before the list is made
+    """Turn the folder that all ranks have just written into checkpoints/step<N>, and prune to `keep`. Collective.
+
+    Each rank hashes its own rank<N>.* files, all at once: nobody waits while rank 0 reads the states of a thousand others.
+    """
+    entries = {name: entry for theirs in gather(_own_entries(written, ranks.rank)) for name, entry in theirs.items()}
     if ranks.first:
         final = stage_dir.checkpoints / f"step{step}"
-        facts = {"stage": order.stage, "step": step, "inputs": inputs, **_layout(order)}
-        write_manifest(written, facts)
+        write_manifest(written, {"step": step, **_facts(order, inputs)}, entries=entries)
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
         sync_folder(stage_dir.checkpoints)
         for old in finished(stage_dir)[keep:]:
             shutil.rmtree(old)
     barrier()
+
+
+def _own_entries(written: Path, rank: int) -> dict[str, dict[str, object]]:
+    paths = sorted(written.rglob(f"rank{rank}.*"))
+    return {path.relative_to(written).as_posix(): file_entry(path) for path in paths}
+
+
+def _facts(order: StageOrder, inputs: str) -> dict[str, object]:
+    """What the manifest tells besides files and step: what must fit, and the layout, which need not."""
+    degrees = {name: getattr(order, name) for name in DEGREES}
+    settled = {"format": FORMAT, "stage": order.stage, "inputs": inputs, "precision": order.precision}
+    return {**settled, "world": order.world, **degrees, "zero": order.zero}
 
 
 def finished(stage_dir: StageDir) -> list[Path]:
@@ -57,45 +74,46 @@ def finished(stage_dir: StageDir) -> list[Path]:
 
 
 def find_resume(stage_dir: StageDir, order: StageOrder, ranks: Ranks, *, inputs: str) -> Resume:
-    """The newest checkpoint that verifies and fits; rank 0 looks, all ranks get the same answer. Collective."""
+    """The newest checkpoint that verifies and fits; all ranks share the hashing and get the same answer. Collective."""
     if ranks.first:
         shutil.rmtree(work_folder(stage_dir), ignore_errors=True)  # of a run that died while it wrote
-    return broadcast(_newest(stage_dir, order, inputs) if ranks.first else None)
-
-
-def _newest(stage_dir: StageDir, order: StageOrder, inputs: str) -> Resume:
     notices: list[str] = []
-    for folder in finished(stage_dir):
-        reason = refusal(folder, order, inputs)
+    for folder in broadcast(finished(stage_dir) if ranks.first else None):
+        reason = broadcast(refusal(folder, order, inputs) if ranks.first else None) or _damage(folder, ranks)
         if reason is None:
+            notices += broadcast(_moves(folder, order) if ranks.first else None)
             return Resume(folder=folder, step=int(folder.name[4:]), notices=tuple(notices))
         notices.append(f"checkpoint {folder.name} is not used: {reason}")
     return Resume(folder=None, step=0, notices=tuple(notices))
 
 
 def refusal(folder: Path, order: StageOrder, inputs: str) -> str | None:
-    """Why this checkpoint cannot be gone on from; None where it can. Cheap reasons first, hashes last."""
+    """Why a checkpoint cannot be gone on from as far as its manifest says; None where it can."""
     manifest = read_manifest(folder) or {}
-    wanted = {"stage": order.stage, "inputs": inputs, **_layout(order)}
-    for key, value in wanted.items():
-        if manifest.get(key) != value:
-            return f"its {NAMES.get(key, key)} is {str(manifest.get(key))[:12]}, this run's is {str(value)[:12]}"
-    damage = find_damage(folder)
-    if damage:
-        return f"{damage[0].file} {damage[0].what}"
-    return _without_optimizer(folder)
-
-
-def _layout(order: StageOrder) -> dict[str, object]:
-    """What DeepSpeed's own files depend on: it cannot go on from those of another layout."""
-    return {"world": order.world, "zero": order.zero, "precision": order.precision}
-
-
-def _without_optimizer(folder: Path) -> str | None:
-    """DeepSpeed goes on from random weights when `latest` is missing, with no error; a weights-only folder has none."""
-    latest = folder / "latest"
-    if not latest.is_file():
-        return "it holds no optimizer state (no file `latest`): weights only"
-    if not any((folder / latest.read_text(encoding="utf-8").strip()).glob("*_states.pt")):
-        return "the folder that `latest` names holds no states"
+    wanted = _facts(order, inputs)
+    for key, name in MUST_FIT.items():
+        if manifest.get(key) != wanted[key]:
+            return f"its {name} is {str(manifest.get(key))[:12]}, this run's is {str(wanted[key])[:12]}"
     return None
+
+
+def _damage(folder: Path, ranks: Ranks) -> str | None:
+    """The first file that is not as it was written. Collective: every rank hashes its part of the files."""
+    damage = [one for theirs in gather(find_damage(folder, part=ranks.rank, parts=ranks.world)) for one in theirs]
+    first = min(damage, key=lambda one: one.file, default=None)
+    return None if first is None else f"{first.file} {first.what}"
+
+
+def _moves(folder: Path, order: StageOrder) -> list[str]:
+    """One line where the layout is another one than when the checkpoint was saved."""
+    then, now = read_manifest(folder) or {}, _facts(order, "")
+    if all(then.get(name) == now[name] for name in ("world", *DEGREES, "zero")):
+        return []
+    return [f"checkpoint {folder.name} was saved by {_layout_text(then)}; continued by {_layout_text(now)}"]
+
+
+def _layout_text(facts: Mapping[str, object]) -> str:
+    """`4 ranks as dp 2 x tp 2, ZeRO 1`; degrees of 1 are left out."""
+    degrees = [f"{name} {facts[name]}" for name in DEGREES if name == "dp" or facts[name] != 1]
+    ranks = "1 rank" if facts["world"] == 1 else f"{facts['world']} ranks"
+    return f"{ranks} as {' x '.join(degrees)}, ZeRO {facts['zero']}"

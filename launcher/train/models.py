@@ -102,12 +102,17 @@ def _load(kind, folder, order, spec, tokenizer, *, head, quantize=False, **kwarg
     if quantize:
         refuse_unquantized(model, str(folder))
     _check_keys(info, head, folder)
+    know_tokenizer(model, tokenizer, folder)
+    model.config.use_cache = False  # while training; hand_on writes it as true
+    return model
+
+
+def know_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Tell the model its padding. E556 where the tokenizer has more entries than the model's embedding."""
     _check_vocabulary(model, tokenizer, folder)
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = False  # while training; hand_on writes it as true
     if getattr(model, "generation_config", None) is not None:  # scoring models have none
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def _check_keys(info: dict, head: tuple[str, ...], folder: Path) -> None:

@@ -12,7 +12,8 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ from launcher.spec.model import Lora
 from launcher.spec.stages import Ppo
 from launcher.train.adapters import attach_lora, lora_config
 from launcher.train.agreement import compare_engine, refuse_wrong_config
+from launcher.train.artifacts import Trained
+from launcher.train.mesh import Mesh
 from launcher.train.models import is_reward_folder, load_causal, load_reward, zero3_config
+from launcher.train.optimizer import decay_groups, make_optimizer, tie_twins
+from launcher.train.pieces import whole_pieces
 from launcher.train.ppo_models import Models, TokenScores
 from launcher.train.ranks import Ranks
+from launcher.train.states import load_states, save_states
 
 
 def make_models(
@@ -157,22 +163,14 @@ def _checkpoint_activations(model: nn.Module, order: StageOrder, *, adapter: boo
         inner.enable_input_require_grads()
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: matrices decay, norms and biases do not. Empty groups are left out."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Under ZeRO-3 a partitioned matrix looks like an empty vector: its real shape is ds_shape.
-    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) >= 2]
-    rest = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) < 2]
-    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
-
-
 def _trained(
     model: nn.Module, stage: Ppo, *, lr: float, ds_config: dict[str, Any], order: StageOrder
 ) -> deepspeed.DeepSpeedEngine:
     """An engine with its own AdamW: the rendered config, the same numbers for actor and critic."""
-    optimizer = torch.optim.AdamW(decay_groups(model, stage.weight_decay), lr=lr, betas=stage.betas, eps=stage.eps, fused=True)
+    groups = decay_groups(model.parameters(), stage.weight_decay)
+    optimizer = make_optimizer(groups, ds_config, lr=lr, betas=stage.betas, eps=stage.eps)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=copy.deepcopy(ds_config))
+    tie_twins(engine)
     compare_engine(engine, stage, order)
     engine.train()
     return engine
@@ -220,16 +218,21 @@ def set_rate(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
         group["lr"] = lr
 
 
-def save_engines(models: Models, folder: Path) -> None:
-    """Weights, optimizer states and masters of both trained engines. Collective. Frozen weights of an adapter job stay out."""
-    for tag, engine in (("actor", models.actor), ("critic", models.critic)):
-        engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=models.reference is None)
+def save_engines(models: Models, folder: Path, mesh: Mesh, *, step: int, extra: Mapping[str, Any]) -> None:
+    """Masters and optimizer states of both trained engines, in a folder each, and `extra`. Collective."""
+    for name, engine in (("actor", models.actor), ("critic", models.critic)):
+        save_states(folder / name, engine, whole_pieces(engine.module), mesh, step=step, extra=extra)
 
 
-def load_engines(models: Models, folder: Path) -> None:
-    """Into freshly made engines. DeepSpeed only warns where nothing was loaded, and trains on from other weights: refused."""
-    for tag, engine in (("actor", models.actor), ("critic", models.critic)):
-        path, _ = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=models.reference is not None)
-        if path is None:
-            hint = "remove the checkpoint folder and resume: the stage starts again"
-            raise LauncherError(Problem(code="E558", where=str(folder / tag), what="no states could be loaded", hint=hint))
+def load_engines(models: Models, folder: Path, mesh: Mesh) -> dict[str, Any]:
+    """Into freshly made engines, under any number of ranks and any ZeRO stage; the `extra` that was saved. Collective."""
+    load_states(folder / "critic", models.critic, whole_pieces(models.critic.module), mesh)
+    return load_states(folder / "actor", models.actor, whole_pieces(models.actor.module), mesh)
+
+
+def trained_actor(models: Models, mesh: Mesh) -> Trained:
+    """What the stage hands on. Gives back what ZeRO-3 has gathered ahead."""
+    models.actor.empty_partition_cache()
+    pieces = whole_pieces(models.actor.module)
+    num_parameters = sum(math.prod(piece.shape) for piece in pieces)
+    return Trained(model=models.actor.module, pieces=pieces, mesh=mesh, num_parameters=num_parameters)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from launcher.rundir.order import StageOrder
+from launcher.train.precision import allow_tf32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ def meet(order: StageOrder) -> Ranks:
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     transformers_logging.disable_progress_bar()  # a log file is not a terminal
+    allow_tf32(order.tf32)
     if order.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         # The shared-memory op is compiled at the first collective (a minute), leaves 69 MB per rank in /dev/shm for ever,

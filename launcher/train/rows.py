@@ -6,12 +6,11 @@ whatever the ranks, micro-batch and accumulation, step n sees the same rows, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from datasets import Dataset, load_from_disk
-from torch.utils.data import Sampler
 
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.folder import RunDir, read_json
@@ -48,8 +47,8 @@ def load_rows(run: RunDir, order: StageOrder, stage: StageBase) -> Rows:
 
 
 def global_batch(order: StageOrder) -> int:
-    """Sequences per optimizer step over all ranks."""
-    return order.micro_batch * order.grad_accum * order.world
+    """Sequences per optimizer step over all replicas."""
+    return order.micro_batch * order.grad_accum * order.dp
 
 
 def num_steps(stage: StageBase, order: StageOrder, num_rows: int) -> int:
@@ -59,22 +58,23 @@ def num_steps(stage: StageBase, order: StageOrder, num_rows: int) -> int:
     return max(1, math.ceil((stage.epochs or 1.0) * num_rows / global_batch(order)))
 
 
-class DataOrder(Sampler[int]):
-    """`total` row numbers: one permutation of all rows after the other, each drawn from (seed, epoch).
+def step_rows(num_rows: int, order: StageOrder, *, seed: int, step: int) -> list[int]:
+    """The row numbers of optimizer step `step`, counted from 0."""
+    size = global_batch(order)
+    return row_numbers(num_rows, seed=seed, start=step * size, stop=(step + 1) * size)
 
-    Epochs follow each other without a gap inside a batch, so the last batch of an epoch is as long as any other.
+
+def row_numbers(num_rows: int, *, seed: int, start: int, stop: int) -> list[int]:
+    """Places [start, stop) of an endless order: one permutation of all rows after the other, each drawn from (seed, epoch).
+
+    Epochs follow each other without a gap, so the last step of an epoch is as long as any other.
     """
+    return [int(_permutation(num_rows, seed, place // num_rows)[place % num_rows]) for place in range(start, stop)]
 
-    def __init__(self, num_rows: int, *, seed: int, total: int):
-        self._num_rows, self._seed, self._total = num_rows, seed, total
 
-    def __len__(self) -> int:
-        return self._total
-
-    def __iter__(self) -> Iterator[int]:
-        for epoch in range(math.ceil(self._total / self._num_rows)):
-            rows = np.random.default_rng((self._seed, epoch)).permutation(self._num_rows)
-            yield from rows[: self._total - epoch * self._num_rows].tolist()
+@lru_cache(maxsize=2)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
 def unpack(rows: Dataset) -> Dataset:

@@ -11,6 +11,7 @@ os._exit; a rank that fails ends its peers after a grace time, or they would sit
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -71,8 +72,14 @@ def preload() -> None:
     )
     from trl import DPOTrainer, RewardTrainer, SFTTrainer  # noqa: F401
 
+    import launcher.stages.dpo
+    import launcher.stages.pretrain
+    import launcher.stages.reward
+    import launcher.stages.sft  # noqa: F401
+
     datasets.disable_progress_bars()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else 70 s of build and 69 MB in /dev/shm per rank
+    gc.freeze()  # DeepSpeed collects garbage at each of its memory messages: ranks must not walk through all modules again
     _preloaded = True
 
 

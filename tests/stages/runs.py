@@ -143,6 +143,10 @@ def make_run(
     *,
     kind: str,
     ranks: int = 1,
+    tp: int = 1,
+    pp: int = 1,
+    sp: int = 1,
+    balance: str = "parameters",
     zero: int = 0,
     micro: int = 8,
     accum: int = 1,
@@ -177,14 +181,18 @@ def make_run(
     prepared = {"schema": 1, "train": f"{folder}/train", "held_out": f"{folder}/held_out", "fingerprint": "f" * 64}
     prepared["rows"] = {"train": 1, "held_out": 1}  # at least
     write_json(run.stage(kind).prepared, prepared)
-    plan = _stage_plan(kind, ranks=ranks, zero=zero, micro=micro, accum=accum, precision=precision, offload=offload)
+    degrees = {"dp": ranks // (tp * pp * sp), "tp": tp, "pp": pp, "sp": sp}
+    plan = _stage_plan(kind, ranks, degrees, zero=zero, micro=micro, accum=accum, precision=precision, offload=offload)
     write_json(run.ds_config(kind), ds_config(checked, plan))
     order = StageOrder(
         stage=kind,
         kind=kind,
         world=ranks,
+        **degrees,
+        balance=balance,
         device="cpu",
         precision=precision,
+        tf32=False,
         checkpointing=checkpointing,
         zero=zero,
         micro_batch=micro,
@@ -201,9 +209,17 @@ def make_run(
 
 
 def _stage_plan(
-    kind: str, *, ranks: int, zero: int, micro: int, accum: int, precision: str, offload: tuple[str, str]
+    kind: str,
+    ranks: int,
+    degrees: dict[str, int],
+    *,
+    zero: int,
+    micro: int,
+    accum: int,
+    precision: str,
+    offload: tuple[str, str],
 ) -> StagePlan:
-    numbers = {"name": kind, "kind": kind, "world": ranks, "dp": ranks, "tp": 1, "pp": 1, "sp": 1, "zero": zero}
+    numbers = {"name": kind, "kind": kind, "world": ranks, **degrees, "zero": zero}
     memory = Memory(peak_bytes=0, limit_bytes=0, p_fit=None, parts={}, host_peak_bytes=None, disk_bytes=None)
     return StagePlan(
         **numbers,
@@ -213,7 +229,7 @@ def _stage_plan(
         checkpointing="none",
         micro_batch=micro,
         grad_accum=accum,
-        global_batch=micro * accum * ranks,
+        global_batch=micro * accum * degrees["dp"],
         max_tokens=32,
         checkpoint_every=0,
         hidden=HIDDEN,

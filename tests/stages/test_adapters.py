@@ -116,7 +116,7 @@ def test_the_adapter_folder_names_its_base_by_what_the_user_gave(trained):
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
 def test_the_adapter_on_a_4_bit_base_keeps_the_dtype_of_the_stage(trained, kind):
-    """TRL turns it into bf16 without masters: an AdamW update of 1e-3 of a weight would be rounded away."""
+    """The base computes in another dtype. In bf16 without masters an AdamW update of 1e-3 of a weight would be rounded away."""
     adapter = weights(trained(kind, QLORA).stage(kind).artifact / "adapter", "adapter_model.safetensors")
 
     assert {str(weight.dtype) for weight in adapter.values()} == {"float32"}
@@ -164,7 +164,6 @@ def test_the_figures_after_a_4_bit_stage_are_those_of_the_model_that_is_handed_o
 
 
 def test_an_adapter_on_the_output_head_is_refused(world):
-    """TRL multiplies by the head's own weight, so the adapter would be saved untrained."""
     from launcher.train.adapters import lora_config
 
     with pytest.raises(LauncherError, match="would never be trained") as error:

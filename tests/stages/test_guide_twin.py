@@ -87,7 +87,7 @@ def test_ppo_moves_the_merged_model_by_the_score_of_the_reward_model(run):
     figures = held_out(run, "ppo")
 
     assert figures["before/kl"] == 0
-    assert figures["after/kl"] > 0
+    assert abs(figures["after/kl"]) > 1e-3  # an estimate from few answers: it may be negative
     assert len(curve(run, "ppo", "score")) == 3
     assert "4-bit" not in notes(run, "ppo")
 

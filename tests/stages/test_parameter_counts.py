@@ -15,9 +15,9 @@ from launcher.spec.new_model import new_model_config
 VOCAB = 1003  # no round number: a count that multiplies the wrong sizes would be off
 CASES = [
     (family, tied, kv_heads)
-    for family in ("llama", "mistral", "qwen2", "qwen3")
+    for family in ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3")
     for tied, kv_heads in ((True, 4), (False, 2), (True, 1))
-] + [("gpt2", True, None), ("gpt2", False, None), ("gpt_neox", True, None), ("gpt_neox", False, None)]
+] + [(family, tied, None) for family in ("gpt2", "gpt_neox", "opt") for tied in (True, False)]
 
 
 def built(config: dict[str, object], kind: type, **changes: object) -> torch.nn.Module:
@@ -45,18 +45,22 @@ def test_counts_are_those_of_the_real_model(family, tied, kv_heads):
         {"model_type": "mistral", "head_dim": 8},
         {"model_type": "qwen3", "attention_bias": True, "head_dim": 32},
         {"model_type": "gpt_neox", "attention_bias": False},
+        {"model_type": "gemma", "attention_bias": True, "tie_word_embeddings": False},
+        {"model_type": "phi", "qk_layernorm": True},
+        {"model_type": "phi3", "head_dim": 24, "pad_token_id": 0, "eos_token_id": 0},
+        {"model_type": "opt", "enable_bias": False, "ffn_dim": 96},
     ],
 )
 def test_biases_and_head_widths_of_a_config_are_counted(config):
     sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    full = {**sizes, **config} | ({} if config["model_type"] == "gpt_neox" else {"num_key_value_heads": 2})
+    full = {**sizes, **config} | ({} if config["model_type"] in ("gpt_neox", "opt") else {"num_key_value_heads": 2})
     shape = shape_from_config(full, file="config.json")
     assert causal_parameters(shape) == count(built(full, AutoModelForCausalLM))
 
 
 # peft 0.21 reads a name that transformers 5 has deprecated, and says of GPT-2's Conv1D what it then does by itself.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:fan_in_fan_out:UserWarning")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "phi", "phi3", "gpt2", "gpt_neox", "opt"])
 @pytest.mark.parametrize("targets", ["all-linear", "one"])
 def test_adapters_have_the_size_that_peft_gives_them(family, targets):
     new = NewModel(family=family, layers=2, hidden=64, heads=4, ffn=96, positions=48)
@@ -74,3 +78,31 @@ def test_what_nf4_packs_are_the_matrices_of_the_blocks(family):
     model = built(new_model_config(new, VOCAB), AutoModelForCausalLM)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and (".layers." in name or ".h." in name)]
     assert quantized_weights(shape_of_new(new, VOCAB)) == sum(matrix.numel() for matrix in matrices)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mistral"},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "phi3"},
+        {"model_type": "phi3", "sliding_window": 8},
+        *(
+            {"model_type": family, **more}
+            for family in ("qwen2", "qwen3")
+            for more in (
+                {"sliding_window": 8},
+                {"use_sliding_window": True},
+                {"use_sliding_window": True, "max_window_layers": 1},
+                {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+            )
+        ),
+    ],
+)
+def test_windows_are_those_that_transformers_gives_to_a_layer(config):
+    sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    full = {**sizes, "intermediate_size": 96, "pad_token_id": 0, **config}
+    [*layers] = built(full, AutoModelForCausalLM).model.layers
+    windows = {getattr(layer.self_attn, "sliding_window", layer.self_attn.config.sliding_window) for layer in layers} - {None}
+    ours = shape_from_config(full, file="config.json").window
+    assert windows == ({ours} if ours else set())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.rundir.folder import RunDir, read_json, write_json
+from launcher.rundir.folder import read_json, write_json
 from tests.stages import runs
 from tests.stages.harness import fork_ranks, run_ranks, run_verb
 from tests.stages.look import curve, held_out, refused, train, weights
@@ -83,44 +83,7 @@ def test_another_number_of_ranks_than_planned_is_refused(world):
     assert problem["what"] == "1 ranks were started, the plan is for 2"
 
 
-# --- arguments whose defaults train wrongly ------------------------------------------------------------------------
-
-
-def _arguments(run: RunDir) -> dict:
-    from trl import DPOConfig, RewardConfig, SFTConfig
-
-    from launcher.rundir.order import read_order
-    from launcher.spec.job import JobSpec
-    from launcher.train.ranks import meet
-    from launcher.train.rows import load_rows
-    from launcher.train.trainer import arguments
-
-    job, order = JobSpec.model_validate_json(run.job_json.read_text()), read_order(run.order("sft"))
-    meet(order)
-    rows = load_rows(run, order, job.stages[0])
-    names = "bf16 fp16 gradient_checkpointing use_cpu average_tokens_across_devices logging_nan_inf_filter world_size report_to"
-    return {
-        config.__name__: {name: getattr(made, name) for name in names.split()}
-        for config in (SFTConfig, RewardConfig, DPOConfig)
-        for made in [arguments(config, run, job, job.stages[0], order, rows)]
-    }
-
-
-def test_no_argument_is_left_to_a_default_of_trl(world):
-    run = make_run(world, kind="sft", ranks=2, zero=2, micro=4)
-    [made, _] = run_ranks(_arguments, run, world=2)
-
-    expected = {
-        "bf16": False,
-        "fp16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "average_tokens_across_devices": True,
-        "logging_nan_inf_filter": False,
-        "world_size": 2,
-        "report_to": [],
-    }
-    assert made == dict.fromkeys(("SFTConfig", "RewardConfig", "DPOConfig"), expected)
+# --- precision and activations -----------------------------------------------------------------------------------------
 
 
 def _write_bf16(world):
@@ -299,14 +262,14 @@ def test_an_empty_split_is_refused(world):
 
 
 def test_every_row_comes_once_an_epoch_and_the_order_knows_no_ranks():
-    from launcher.train.rows import DataOrder
+    from launcher.train.rows import row_numbers
 
-    order = list(DataOrder(10, seed=1, total=25))
+    order = row_numbers(10, seed=1, start=0, stop=25)
 
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert order[:10] != order[10:20]
-    assert order == list(DataOrder(10, seed=1, total=25))
-    assert order[:10] != list(DataOrder(10, seed=2, total=10))
+    assert order[7:] == row_numbers(10, seed=1, start=7, stop=25)
+    assert order[:10] != row_numbers(10, seed=2, start=0, stop=10)
 
 
 def test_a_batch_larger_than_the_data_is_full_all_the_same(world):
@@ -336,7 +299,7 @@ def test_a_folder_that_does_not_hold_the_model_is_not_handed_on(tmp_path, damage
     }[damage]
     save_file(written, tmp_path / "model.safetensors")
     with pytest.raises(LauncherError) as error:
-        verify(tmp_path, state, 20)
+        verify(tmp_path, _shapes(state), 20)
     assert error.value.problems[0].code == "E558"
 
 
@@ -346,7 +309,11 @@ def _saved_and_verified(folder, state, written):
     from launcher.train.artifacts import verify
 
     save_file(written, folder / "model.safetensors")
-    return verify(folder, state, 20)
+    return verify(folder, _shapes(state), 20)
+
+
+def _shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _write_untied(world):
@@ -445,13 +412,13 @@ def test_a_rank_that_waited_for_a_lost_one_says_so_and_does_not_call_it_a_bug(wo
 
 def _lose_rank_1(run):
     from launcher.stages.__main__ import main
-    from launcher.train import trainer
+    from launcher.train import assemble
 
     def lose(*args):
         if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer.compare_engine = lose
+    assemble.compare_engine = lose
     return main(["train", str(run.path), "sft"])
 
 
@@ -516,14 +483,14 @@ def _fail_with(run, kind, said):
     import torch
 
     from launcher.stages.__main__ import main
-    from launcher.train import trainer
+    from launcher.train import assemble
 
     error = {"OutOfMemoryError": torch.OutOfMemoryError, "OSError": OSError}[kind]
 
     def fail(*args):
         raise error(said)
 
-    trainer.compare_engine = fail
+    assemble.compare_engine = fail
     return main(["train", str(run.path), "sft"])
 
 

@@ -139,9 +139,10 @@ def test_validate_says_how_many_stages_and_json_says_which(job: Path, capsys: py
 
 
 def test_validate_checks_the_plan_and_places_what_it_finds(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(job), "--set", "parallel.tensor=2", "--set", "cluster.slots=2", "--set", "batch.micro=5"]) == 3
+    wrong = ("parallel.balance=time", "cluster.slots=2", "batch.micro=5")
+    assert main(["validate", str(job), *(word for text in wrong for word in ("--set", text))]) == 3
     err = capsys.readouterr().err
-    assert "--set parallel.tensor [E201]" in err
+    assert "--set parallel.balance [E221]" in err
     assert "[E204]" in err
     assert main(["validate", str(job), "--set", "cluster.backend=slurm"]) == 4
     assert "--set cluster.backend [E401] cluster.backend: " in capsys.readouterr().err

@@ -17,7 +17,6 @@ from datasets import load_from_disk
 from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from launcher.errors import LauncherError
 from launcher.rundir.artifact import read_manifest
@@ -26,6 +25,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.load import open_job, open_job_text
 from launcher.spec.model import Lora
 from launcher.train.adapters import lora_config
+from launcher.train.batches import language_batch
 from launcher.train.chat import Chat
 from launcher.train.hub import MODEL_FILES, NEVER_FETCHED
 from launcher.train.prepared import Recipe, prepare_rows
@@ -159,9 +159,9 @@ def test_5_a_padding_token_without_an_embedding_row_is_dropped(tmp_path):
 
 def test_5_training_pads_on_the_right_and_generation_on_the_left_and_the_end_token_counts():
     rows = [{"input_ids": [1, 3, 4, 2], "labels": [-100, 3, 4, 2]}, {"input_ids": [3, 2], "labels": [3, 2]}]
-    batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
-    assert batch["labels"].tolist() == [[-100, 3, 4, 2], [3, 2, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    batch = language_batch(rows, pad=0, multiple=1)
+    assert batch.ids_ST.tolist() == [[1, 3, 4, 2], [3, 2, 0, 0]]
+    assert batch.goal.tolist() == [[3, 4, 2, -100], [2, -100, -100, -100]]  # the token behind each
     ids, attention = left_padded([[1, 3, 4], [3]], pad=0, device="cpu")
     assert ids.tolist() == [[1, 3, 4], [0, 0, 3]]
     assert torch.equal(attention, torch.tensor([[1, 1, 1], [0, 0, 1]]))

@@ -33,3 +33,18 @@ def test_the_numbers_are_the_plans(planned, gpus):
     order, stage = stage_order(job, plan, "sft"), plan.stage("sft")
     assert (order.world, order.device, order.zero, order.precision) == (8, "cuda", 3, "bf16")
     assert (order.micro_batch, order.grad_accum, order.max_tokens) == (stage.micro_batch, stage.grad_accum, 96)
+
+
+def test_tf32_is_told_as_the_job_says(planned, gpus):
+    told = [stage_order(*planned(machine=gpus, precision="fp32", tf32=said), "sft").tf32 for said in (True, False)]
+    assert told == [True, False]
+
+
+def test_the_degrees_are_the_plans_and_the_balance_is_what_was_asked(planned, gpus):
+    data = {"source": "python-docs", "max_tokens": 96}
+    stages = [{"kind": "pretrain", "data": data}, {"kind": "sft", "data": data, "parallel": {"sequence": 4}}]
+    job, plan = planned(machine=gpus, parallel={"tensor": 2, "pipeline": 2, "balance": "time"}, stages=stages)
+    pretrain, sft = (stage_order(job, plan, stage.name) for stage in plan.stages)
+    assert (pretrain.world, pretrain.dp, pretrain.tp, pretrain.pp, pretrain.sp) == (8, 2, 2, 2, 1)
+    assert (sft.world, sft.dp, sft.tp, sft.pp, sft.sp) == (8, 2, 1, 1, 4)
+    assert (pretrain.balance, sft.balance) == ("time", "parameters")

@@ -71,6 +71,81 @@ def test_the_loss_scale_of_fp16_never_grows(planned, gpus):
     assert ds_config(job, plan.stages[0])["fp16"]["loss_scale_window"] > 10**9
 
 
+@pytest.mark.parametrize(
+    ("asked", "sums"),
+    [
+        ({"precision": "bf16", "batch": {"global": 32, "micro": 2}}, {"grad_accum_dtype": "fp32"}),
+        ({"precision": "bf16", "batch": {"global": 32, "micro": 4}}, None),
+        ({"precision": "bf16", "batch": {"global": 32, "micro": 2}, "parallel": {"pipeline": 2}}, None),
+        ({"precision": "bf16", "batch": {"global": 32, "micro": 2}, "parallel": {"sequence": 2, "zero": 1}}, None),
+        (
+            {"precision": "bf16", "batch": {"global": 32, "micro": 2}, "parallel": {"sequence": 2, "zero": 2}},
+            {"grad_accum_dtype": "fp32"},
+        ),
+        ({"precision": "fp32", "batch": {"global": 32, "micro": 2}}, None),
+        ({"precision": "fp16", "batch": {"global": 32, "micro": 2}}, None),
+    ],
+)
+def test_gradients_of_several_micro_batches_in_bf16_are_added_up_in_fp32(planned, gpus, asked, sums):
+    job, plan = planned(machine=gpus, stages=[{"kind": "sft", "data": {"source": "python-docs", "max_tokens": 96}}], **asked)
+    config = ds_config(job, plan.stage("sft"))
+    assert config.get("data_types") == sums
+    assert [problem for problem in lint_config(json.dumps(config), file_name="ds.json") if "data_types" in problem.what] == []
+
+
 def test_the_config_depends_on_nothing_but_its_arguments(planned):
     job, plan = planned()
     assert ds_config(job, plan.stages[0]) == ds_config(job, replace(plan.stages[0]))
+
+
+def test_degrees_leave_the_batch_keys_to_count_replicas(planned, gpus):
+    stages = [{"kind": "pretrain", "data": {"source": "python-docs", "max_tokens": 96}}]
+    job, plan = planned(machine=gpus, parallel={"tensor": 2, "pipeline": 2}, batch={"global": 64, "micro": 4}, stages=stages)
+    config = ds_config(job, plan.stages[0])
+    sizes = [config[name] for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+    assert sizes == [64, 4, 8]
+    assert plan.stages[0].dp == 2
+    assert "tensor_parallel" not in config
+
+
+def test_a_pipeline_has_its_section_and_nothing_else_has(planned, gpus):
+    stages = [{"kind": "pretrain", "data": {"source": "python-docs", "max_tokens": 96}}]
+    job, plan = planned(machine=gpus, parallel={"pipeline": 2}, stages=stages)
+    config = ds_config(job, plan.stages[0])
+    assert config["pipeline"] == {
+        "activation_checkpoint_interval": 0,
+        "use_reentrant": False,
+        "pipe_partitioned": False,
+        "grad_partitioned": False,
+    }
+    assert [problem.code for problem in lint_config(json.dumps(config), file_name="ds.json")] == ["E353"]  # a warning
+    plain, its_plan = planned(machine=gpus)
+    assert "pipeline" not in ds_config(plain, its_plan.stages[0])
+
+
+def test_settings_of_zero_3_are_rendered_as_deepspeed_reads_them(planned, gpus):
+    layout = {"hpz": 4, "quantized_weights": True, "offload": {"optimizer": "cpu", "ratio": 0.25}}
+    job, plan = planned(machine=gpus, parallel=layout)
+    zero = ds_config(job, plan.stages[0])["zero_optimization"]
+    assert (zero["stage"], zero["zero_hpz_partition_size"]) == (3, 4)
+    assert (zero["zero_quantized_weights"], zero["zero_quantized_gradients"]) == (True, False)
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True, "ratio": 0.25}
+    assert zero["offload_param"] == {"device": "none", "pin_memory": False}
+
+
+def test_an_optimizer_on_nvme_has_its_path_and_is_not_overlapped(planned, gpus):
+    job, plan = planned(machine=gpus, parallel={"offload": {"optimizer": "nvme", "nvme_path": "/scratch"}})
+    config = ds_config(job, plan.stages[0])
+    offload = config["zero_optimization"]["offload_optimizer"]
+    assert (offload["device"], offload["nvme_path"]) == ("nvme", "/scratch")
+    assert (offload["pipeline_read"], offload["pipeline_write"]) == (False, False)
+    assert lint_config(json.dumps(config), file_name="ds.json") == []
+
+
+def test_a_stage_with_a_layout_of_its_own_has_a_config_of_its_own(planned, gpus):
+    data = {"source": "python-docs", "max_tokens": 96}
+    stages = [{"kind": "pretrain", "data": data}, {"kind": "sft", "data": data, "parallel": {"zero": 3, "hpz": 2}}]
+    job, plan = planned(machine=gpus, parallel={"pipeline": 2}, stages=stages)
+    first, second = (ds_config(job, stage) for stage in plan.stages)
+    assert ("pipeline" in first, "pipeline" in second) == (True, False)
+    assert second["zero_optimization"]["zero_hpz_partition_size"] == 2

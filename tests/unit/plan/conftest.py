@@ -56,7 +56,7 @@ def changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         holder: Any = raw
         for parent in parents:
             holder = holder[int(parent)] if isinstance(holder, list) else holder.setdefault(parent, {})
-        holder[key] = value
+        holder[key] = copy.deepcopy(value)
     return raw
 
 

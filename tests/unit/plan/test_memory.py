@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launcher.plan.memory import (
+    CPU_FIXED_BYTES,
     Layout,
     Load,
     artifact_bytes,
@@ -16,7 +17,7 @@ from launcher.plan.memory import (
     p_fit,
     reduce_bucket_elements,
 )
-from launcher.plan.parameters import causal_parameters, lora_parameters, quantized_weights, reward_parameters
+from launcher.plan.parameters import block_parameters, causal_parameters, lora_parameters, quantized_weights, reward_parameters
 from launcher.spec.model import Lora
 from launcher.units import GIB
 
@@ -36,6 +37,7 @@ def layout():
         offload_optimizer="none",
         offload_parameters="none",
         micro_batch=1,
+        grad_accum=1,
         cuda=True,
     )
 
@@ -101,11 +103,8 @@ def test_preference_pairs_are_two_sequences(load, layout):
     assert "logits" not in pairs
 
 
-def test_dpo_keeps_a_reference_and_with_an_adapter_none(load, layout):
-    dpo = replace(load, kind="dpo")
-    assert parts(dpo, layout)["frozen_models"] == 2 * load.num_params
-    assert parts(dpo, replace(layout, zero=3))["frozen_models"] == round(2 * load.num_params / 8)
-    assert "frozen_models" not in parts(replace(dpo, adapter=Lora()), layout)
+def test_dpo_holds_no_second_model_because_the_reference_is_worked_out_before(load, layout):
+    assert "frozen_models" not in parts(replace(load, kind="dpo"), layout)
 
 
 def test_ppo_holds_four_models_two_of_them_trained(load, layout, llama):
@@ -146,10 +145,9 @@ def test_a_4_bit_stage_needs_room_for_the_whole_model_that_it_scores_at_its_end(
 
 
 def test_offload_moves_states_to_the_host(load, layout):
-    here = memory_of(load, replace(layout, zero=3), limit_bytes=79 * GIB)
     away = memory_of(load, replace(layout, zero=3, offload_optimizer="cpu"), limit_bytes=79 * GIB)
     assert "optimizer" not in away.parts
-    assert away.host_peak_bytes - here.host_peak_bytes == 16 * load.num_params // 8
+    assert away.host_peak_bytes == CPU_FIXED_BYTES + 16 * load.num_params // 8
 
 
 def test_a_cpu_rank_has_no_cuda_context(load, layout):
@@ -176,7 +174,120 @@ def test_the_bucket_is_never_larger_than_what_is_trained():
 
 def test_checkpoints_of_an_adapter_hold_no_base(load):
     adapter = replace(load, adapter=Lora(rank=8))
-    full = checkpoint_bytes(load, zero=1, precision="bf16")
-    assert full == 14 * load.num_params
-    assert checkpoint_bytes(adapter, zero=1, precision="bf16") == 14 * adapter.num_adapter
+    full = checkpoint_bytes(load)
+    assert full == 12 * load.num_params
+    assert checkpoint_bytes(adapter) == 12 * adapter.num_adapter
     assert artifact_bytes(adapter, precision="bf16") == 2 * (load.num_params + adapter.num_adapter)
+
+
+def test_tensor_ranks_share_matrices_logits_and_what_lies_inside_a_block(load, layout, llama):
+    one, two = (memory_of(load, replace(layout, tp=tp, dp=4, micro_batch=16), limit_bytes=79 * GIB).parts for tp in (1, 2))
+    assert one["parameters"] / 2 < two["parameters"] < one["parameters"] * 0.52  # the embedding is whole on both
+    assert one["activations"] / 2 < two["activations"] < one["activations"] * 0.8
+    tile, head = 4096 * 32_000 * 12, 2 * 2 * 4096 * 32_000  # of two tiles: the sum of the first, and the second
+    assert one["logits"] - two["logits"] == (tile + head) // 2
+    assert two["optimizer"] == 6 * two["parameters"] // 4
+
+
+def test_logits_exist_for_one_tile_of_tokens_at_a_time(load, layout):
+    short, one, many = (parts(load, replace(layout, micro_batch=micro))["logits"] for micro in (4, 8, 64))
+    head, states = 2 * 4096 * 32_000, 2 * 2 * 4096
+    assert short == 2048 * (32_000 * 12 + states) + head
+    assert one == 4096 * (32_000 * 12 + states) + head
+    assert many == 4096 * 32_000 * 12 + 32_768 * states + 2 * head
+    frozen = parts(replace(load, adapter=Lora()), replace(layout, micro_batch=8))["logits"]
+    assert frozen == one - head
+
+
+@pytest.mark.parametrize(("zero", "kept"), [(1, 4), (2, 4 / 8), (3, 4 / 8)])
+def test_gradients_of_several_micro_batches_in_bf16_are_kept_in_fp32(load, layout, zero, kept):
+    """Measured as tensor storage: ZeRO 1 never splits them."""
+    found = parts(load, replace(layout, zero=zero, grad_accum=2, micro_batch=8))
+    assert found["gradients"] == round(kept * load.num_params)
+
+
+def test_zero_1_that_adds_up_in_fp32_ends_its_backward_pass_with_both_kinds_of_gradients(load, layout):
+    found = parts(load, replace(layout, grad_accum=2, checkpointing="full"))
+    assert (found["gradients"], found["gradient_copy"]) == (4 * load.num_params, 2 * load.num_params)
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp32"}, {"precision": "fp16"}, {"pp": 2}, {"offload_optimizer": "cpu"}])
+def test_elsewhere_gradients_keep_the_precision_of_the_weights(load, layout, change):
+    found = parts(load, replace(layout, grad_accum=2, **change))
+    assert found["gradients"] == found["parameters"]
+
+
+def test_checkpoints_that_are_offloaded_move_to_the_host(load, layout):
+    kept, moved = (
+        memory_of(load, replace(layout, zero=3, micro_batch=8, checkpointing=how), limit_bytes=79 * GIB)
+        for how in ("full", "offload")
+    )
+    inputs = 32 * 4096 * 2 * 8 * 512
+    assert kept.parts["activations"] - moved.parts["activations"] == inputs
+    long = memory_of(load, replace(layout, zero=3, micro_batch=64, checkpointing="offload"), limit_bytes=79 * GIB)
+    assert long.host_peak_bytes == CPU_FIXED_BYTES + 8 * inputs
+
+
+def test_sequence_ranks_share_the_tokens(load, layout):
+    one, two = (parts(load, replace(layout, dp=8 // sp, sp=sp, micro_batch=8)) for sp in (1, 2))
+    assert two["activations"] == one["activations"] / 2
+    assert two["optimizer"] == one["optimizer"]
+
+
+def test_the_first_stage_of_a_pipeline_holds_an_activation_for_each_stage(load, layout):
+    """1F1B: with four stages the first one has four micro-batches in flight, the last one."""
+    whole = parts(load, replace(layout, dp=1, micro_batch=16))
+    piped = parts(load, replace(layout, dp=1, pp=4, micro_batch=16, grad_accum=8))
+    assert piped["activations"] == whole["activations"]  # a quarter of the blocks, four times
+    assert piped["parameters"] < whole["parameters"] / 3
+    assert "logits" not in piped
+    short = parts(load, replace(layout, dp=1, pp=4, micro_batch=16, grad_accum=2))
+    assert short["activations"] == whole["activations"] / 2
+
+
+def test_where_the_head_is_large_the_last_stage_is_the_fullest(load, layout, llama):
+    wide = replace(load, shape=replace(llama, vocab=256_000, layers=4, tied=True), row_tokens=64)
+    piped = parts(wide, replace(layout, dp=1, pp=2, grad_accum=1, checkpointing="full", micro_batch=64))
+    assert "logits" in piped
+
+
+def test_a_secondary_partition_is_held_beside_the_first(load, layout):
+    found = parts(load, replace(layout, zero=3, hpz=4, micro_batch=8))
+    assert found["secondary_parameters"] == 2 * load.num_params // 4
+    assert found["parameters"] == 2 * load.num_params // 8
+
+
+def test_a_ratio_leaves_the_rest_of_the_optimizer_on_the_device(load, layout):
+    half = memory_of(load, replace(layout, zero=3, offload_optimizer="cpu", ratio=0.5), limit_bytes=79 * GIB)
+    assert half.parts["optimizer"] == 6 * load.num_params // 8
+    assert half.host_peak_bytes == CPU_FIXED_BYTES + 8 * load.num_params // 8
+
+
+def test_an_optimizer_on_nvme_passes_through_buffers_of_one_sub_group(load, layout):
+    gpu = memory_of(load, replace(layout, zero=3, dp=1, offload_optimizer="nvme"), limit_bytes=79 * GIB)
+    assert "optimizer" not in gpu.parts
+    assert "gradient_copy" not in gpu.parts
+    cpu = parts(load, replace(layout, zero=3, dp=1, offload_optimizer="nvme", cuda=False, precision="fp32"))
+    assert cpu["swap_buffers"] == 4 * 4 * 10**9
+    assert "optimizer" not in cpu
+
+
+def host(load, layout):
+    return memory_of(load, layout, limit_bytes=79 * GIB).host_peak_bytes - CPU_FIXED_BYTES
+
+
+def test_a_model_passes_whole_through_the_host_only_where_ranks_keep_it_whole(load, layout, llama):
+    block = max(block_parameters(llama), llama.vocab * llama.hidden)
+    assert host(load, layout) == 2 * load.num_params
+    assert host(load, replace(layout, zero=3)) == round(2 * (1.2 * load.num_params / 8 + block))
+    tensor = host(load, replace(layout, tp=8, dp=1))
+    pipeline = host(load, replace(layout, pp=8, dp=1))
+    assert 2 * load.num_params / 8 < tensor < 2 * load.num_params / 4
+    assert 2 * load.num_params / 8 < pipeline < 2 * load.num_params / 4
+
+
+def test_loading_is_a_peak_of_a_cpu_rank_where_little_is_trained(load, layout, llama):
+    shallow = replace(load, shape=replace(llama, layers=1, vocab=256_000), adapter=Lora(rank=1), row_tokens=8)
+    found = parts(shallow, replace(layout, zero=3, dp=64, cuda=False, precision="fp32", checkpointing="full"))
+    assert found["loading"] == 4 * 256_000 * 4096  # the embedding, whole, beside a 64th of everything
+    assert found.keys() == {"parameters", "loading", "fixed"}

@@ -33,7 +33,7 @@ def test_absent_fields_take_the_defaults_of_transformers():
 def test_an_unknown_family_is_refused_with_the_families_that_work():
     assert problems(GOOD | {"model_type": "mixtral"}) == (
         "model/config.json [E212] model_type: 'mixtral' is not a family that can be planned "
-        "(llama, mistral, qwen2, qwen3, gpt2, gpt_neox)\n  hint: did you mean mistral?"
+        "(llama, mistral, qwen2, qwen3, gemma, phi, phi3, gpt2, gpt_neox, opt)\n  hint: did you mean mistral?"
     )
 
 
@@ -69,13 +69,38 @@ def test_a_model_that_is_quantized_already_is_refused():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_model_of_every_family_has_the_shape_that_was_asked(family):
-    kv_heads = None if family in ("gpt2", "gpt_neox") else 2
+    kv_heads = None if family in ("gpt2", "gpt_neox", "opt") else 2
     new = NewModel(family=family, layers=3, hidden=128, heads=4, kv_heads=kv_heads, positions=256, tied=False)
     shape = shape_of_new(new, 1000)
     assert (shape.family, shape.vocab, shape.hidden, shape.layers, shape.heads) == (family, 1000, 128, 3, 4)
     assert (shape.kv_heads, shape.positions, shape.tied, shape.head_dim) == (kv_heads or 4, 256, False, 32)
     assert shape.ffn % 32 == 0
     assert shape.ffn > shape.hidden
+
+
+MISTRAL = GOOD | {"model_type": "mistral", "num_key_value_heads": 4}
+QWEN = GOOD | {"model_type": "qwen2"}
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (GOOD | {"sliding_window": 8}, None),
+        (MISTRAL, 4096),
+        (MISTRAL | {"sliding_window": None}, None),
+        (MISTRAL | {"sliding_window": 8}, 8),
+        (GOOD | {"model_type": "phi3"}, None),
+        (GOOD | {"model_type": "phi3", "sliding_window": 2047}, 2047),
+        (QWEN | {"sliding_window": 8}, None),
+        (QWEN | {"use_sliding_window": True, "sliding_window": 8}, None),
+        (QWEN | {"use_sliding_window": True, "max_window_layers": 1}, 4096),
+        (QWEN | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
+        (QWEN | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
+        (QWEN | {"use_sliding_window": True, "max_window_layers": 1, "layer_types": ["full_attention"] * 2}, None),
+    ],
+)
+def test_a_sliding_window_is_one_that_a_layer_really_has(config, window):
+    assert shape_from_config(config, file="config.json").window == window
 
 
 def test_the_matrices_of_a_block_are_named_as_transformers_names_them():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.spec.chain import effective_batch, parent_of
+from launcher.spec.chain import effective_batch, effective_parallel, parent_of
 from tests.unit.spec.world import RIGHT, errors, load
 
 NEW = """\
@@ -49,6 +49,20 @@ def test_the_batch_of_a_stage_falls_back_field_by_field() -> None:
     loaded = load(text)
     batches = [effective_batch(loaded, stage) for stage in loaded.stages]
     assert [(batch.global_seqs, batch.micro_seqs) for batch in batches] == [(64, 2), (8, 4), (64, 4)]
+
+
+def test_the_layout_of_a_stage_replaces_the_jobs_as_a_whole() -> None:
+    text = (
+        job("kind: sft", "kind: dpo, parallel: {zero: 3}", "kind: dpo, name: free, parallel: auto") + "parallel: {tensor: 2}\n"
+    )
+    loaded = load(text)
+    layouts = [effective_parallel(loaded, stage) for stage in loaded.stages]
+    assert [(layout.tensor, layout.zero) for layout in layouts if layout] == [(2, None), (1, 3), (1, None)]
+
+
+def test_a_job_without_a_layout_leaves_everything_to_the_plan() -> None:
+    loaded = load(job("kind: sft"))
+    assert effective_parallel(loaded, loaded.stages[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -152,3 +166,32 @@ def test_a_shape_that_cannot_serve_the_stage_is_refused() -> None:
     assert codes(text % ("dpo", "preference")) == []
     assert codes(text % ("dpo", "messages")) == ["E109"]
     assert codes(text % ("reward", "text")) == ["E109"]
+
+
+@pytest.mark.parametrize(
+    ("family", "hidden", "wrong"),
+    [("phi", 64, False), ("phi", 40, True), ("gemma", 40, False), ("gemma", 36, True), ("opt", 36, False)],
+)
+def test_heads_are_as_wide_as_the_positions_of_the_family_need(family: str, hidden: int, wrong: bool) -> None:
+    """Phi turns half of each head, so its width is a multiple of 4; OPT turns nothing."""
+    found = errors(NEW % (family, hidden, 4))
+    assert [line.split()[0] for line in found] == (["E117"] if wrong else [])
+
+
+def test_opt_has_no_key_value_heads_of_its_own() -> None:
+    assert codes((NEW % ("opt", 64, 4)).replace("heads: 4", "heads: 4, kv_heads: 2")) == ["E115"]
+
+
+def test_names_of_other_programs_are_told_how_they_are_called_here() -> None:
+    found = errors(job("kind: sft") + "parallel: {tensor_parallel_size: 2, zero_hpz_partition_size: 4}\n")
+    assert [line.split()[0] for line in found] == ["E104", "E104"]
+
+
+def test_no_word_means_true_or_false_for_a_switch() -> None:
+    assert codes(job("kind: sft") + "tf32: 1\n") == ["E105"]
+    assert codes(job("kind: sft") + "parallel: {quantized_weights: 1}\n") == ["E105"]
+
+
+@pytest.mark.parametrize("ratio", ["0", "1.5", "-1"])
+def test_a_ratio_is_a_share(ratio: str) -> None:
+    assert codes(job("kind: sft") + f"parallel: {{offload: {{ratio: {ratio}}}}}\n") == ["E106"]

@@ -59,8 +59,9 @@ fault = fault if faulty == name else ""
 inputs = stage_inputs(run, read_json(run.job_json), order)
 if fault == "kill after a checkpoint":
     write_atomic(folder.checkpoints / "step3" / "weights", "w")
-    layout = {"world": order.world, "zero": order.zero, "precision": order.precision}
-    write_manifest(folder.checkpoints / "step3", {"step": 3, "inputs": inputs, **layout})
+    write_manifest(
+        folder.checkpoints / "step3", {"format": 2, "step": 3, "inputs": inputs, "precision": order.precision}
+    )
 if fault.startswith("kill"):
     os.kill(os.getpid(), signal.SIGKILL)
 if fault == "hang":

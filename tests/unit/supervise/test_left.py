@@ -11,7 +11,7 @@ from launcher.supervise.verify import Verifier
 def write_checkpoint(run: RunDir, step: int, **facts: object) -> None:
     folder = run.stage("sft").checkpoints / f"step{step}"
     write_atomic(folder / "weights", "abc")
-    write_manifest(folder, {"step": step, "world": 2, "zero": 1, "precision": "fp32", "inputs": "now", **facts})
+    write_manifest(folder, {"format": 2, "step": step, "precision": "fp32", "inputs": "now", **facts})
 
 
 def test_only_prepared_data_means_untouched(run):
@@ -80,3 +80,12 @@ def test_going_on_from_a_checkpoint_makes_room_for_the_artifact_alone(run):
     assert (moved / "artifact").is_dir()
     assert not folder.artifact.exists()
     assert (folder.checkpoints / "step1").is_dir()
+
+
+def test_a_checkpoint_of_the_format_that_only_its_own_layout_could_read_is_none(run):
+    write_checkpoint(run, 1)
+    folder = run.stage("sft").checkpoints / "step2"
+    write_atomic(folder / "weights", "abc")
+    write_manifest(folder, {"step": 2, "world": 2, "zero": 1, "precision": "fp32", "inputs": "now"})
+    facts = left.stage_facts(run, "sft", Verifier())
+    assert [one.step for one in facts.checkpoints] == [1]

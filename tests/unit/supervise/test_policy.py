@@ -8,7 +8,7 @@ import pytest
 
 from launcher.errors import LauncherError
 from launcher.rundir.artifact import Damage
-from launcher.supervise.policy import CheckpointFact, Layout, StageFacts, decide
+from launcher.supervise.policy import CheckpointFact, StageFacts, decide
 
 EMPTY = StageFacts(
     stage="sft",
@@ -21,17 +21,16 @@ EMPTY = StageFacts(
     touched=False,
 )
 FINISHED = replace(EMPTY, has_artifact=True, inputs="now", worlds={0: 2, 1: 2}, touched=True)
-PLANNED = Layout(world=2, zero=1, precision="fp32")
-CHECKPOINT = CheckpointFact(step=40, inputs="now", layout=PLANNED)
+CHECKPOINT = CheckpointFact(step=40, inputs="now", precision="fp32")
 HALF_DONE = replace(EMPTY, touched=True, checkpoints=[CHECKPOINT, replace(CHECKPOINT, step=80)])
 
 
 def action_of(facts: StageFacts) -> str:
-    return decide(facts, inputs="now", layout=PLANNED).action
+    return decide(facts, inputs="now", precision="fp32").action
 
 
 def reason_of(facts: StageFacts) -> str:
-    return decide(facts, inputs="now", layout=PLANNED).reason
+    return decide(facts, inputs="now", precision="fp32").reason
 
 
 def test_an_untouched_stage_starts():
@@ -74,7 +73,7 @@ def test_an_artifact_without_every_ranks_marker_is_not_finished(worlds):
 
 
 def test_an_unfinished_stage_goes_on_from_its_newest_checkpoint():
-    assert decide(HALF_DONE, inputs="now", layout=PLANNED).reason == "goes on from the checkpoint of step 80"
+    assert decide(HALF_DONE, inputs="now", precision="fp32").reason == "goes on from the checkpoint of step 80"
 
 
 def test_an_unfinished_stage_without_a_checkpoint_is_redone():
@@ -100,13 +99,12 @@ def test_a_checkpoint_of_other_inputs_is_not_used():
     assert "other settings" in reason_of(facts)
 
 
-@pytest.mark.parametrize("change", [{"world": 1}, {"zero": 3}, {"precision": "bf16"}])
-def test_a_checkpoint_of_another_layout_is_not_used(change):
-    facts = replace(HALF_DONE, checkpoints=[replace(CHECKPOINT, layout=replace(PLANNED, **change))])
+def test_a_checkpoint_in_another_precision_is_not_used():
+    facts = replace(HALF_DONE, checkpoints=[replace(CHECKPOINT, precision="bf16")])
     assert action_of(facts) == "redo"
-    assert "the plan has 2 ranks, ZeRO 1 and fp32" in reason_of(facts)
+    assert reason_of(facts) == "its checkpoint of step 40 was made in bf16, the plan has fp32"
 
 
 def test_an_older_checkpoint_that_fits_is_used_where_the_newest_does_not():
-    facts = replace(HALF_DONE, checkpoints=[CHECKPOINT, replace(CHECKPOINT, step=80, layout=replace(PLANNED, world=4))])
+    facts = replace(HALF_DONE, checkpoints=[CHECKPOINT, replace(CHECKPOINT, step=80, precision="bf16")])
     assert "step 40" in reason_of(facts)

@@ -76,6 +76,22 @@ def test_a_gpu_that_somebody_fills_is_named(planned, monkeypatch):
     assert [problem.where for problem in preflight._memory_problems(cuda)] == ["GPU 1"]
 
 
+def test_a_folder_for_nvme_must_be_there_and_take_a_file(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    missing = tmp_path / "no such disk"
+    asked = f"{JOB}parallel: {{offload: {{optimizer: nvme, nvme_path: '{missing}'}}}}\n"
+    loaded = open_job_text(asked, file_name="job.yaml", folder=tmp_path)
+    machine = detect_machine(loaded.job, runs_root=tmp_path, environ={})
+    plan = make_plan(loaded.job, machine=machine, shape=find_shape(loaded.job), places=loaded.places)
+    [problem] = preflight._nvme_problems(loaded.job, plan)
+    assert problem.text() == (
+        f"{missing} [E415] cannot be written: No such file or directory\n"
+        f"  hint: make it on a fast local disk (mkdir -p '{missing}'), or name another one in offload.nvme_path"
+    )
+    missing.mkdir()
+    assert preflight._nvme_problems(loaded.job, plan) == []
+
+
 def test_a_free_port_can_be_bound_and_a_taken_one_is_not_given(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,0 +1,88 @@
+"""Rules about batch arithmetic and the lengths of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.plan.asked import answer_tokens, batch_of, batch_path, global_of, rollout_of
+from launcher.plan.batch import nearest_micro, nearest_multiples
+from launcher.plan.legality.rule import Refusal, Rule, Spot
+from launcher.spec.stages import Ppo
+
+
+def rows_fit_the_positions(spot: Spot) -> Iterator[Refusal]:
+    positions, asked = spot.shape.positions, spot.stage.data.max_tokens
+    if asked and asked > positions:
+        what = f"{asked} is more than the model's {positions} positions"
+        yield Refusal(path=spot.of_stage("data", "max_tokens"), what=what, hint=f"use at most {positions}")
+
+
+def answers_fit_the_positions(spot: Spot) -> Iterator[Refusal]:
+    positions, answer, prompt = spot.shape.positions, answer_tokens(spot.stage), spot.stage.data.max_tokens
+    if not isinstance(spot.stage, Ppo) or (prompt and prompt > positions):
+        return
+    path = spot.of_stage("max_new_tokens")
+    if prompt and prompt + answer > positions:
+        what = f"prompt {prompt} + answer {answer} = {prompt + answer} tokens is more than the model's {positions} positions"
+        room = f"max_new_tokens {positions - prompt} or data.max_tokens {positions - answer}"
+        yield Refusal(path=path, what=what, hint=f"use {room}" if positions > max(prompt, answer) else "lower both")
+    elif answer >= positions:
+        what = f"{answer} leaves no room for a prompt in the model's {positions} positions"
+        yield Refusal(path=path, what=what, hint=f"use {max(1, positions // 2)}")
+
+
+def batch_divides(spot: Spot) -> Iterator[Refusal]:
+    """global = micro x accumulation x dp, for a whole accumulation."""
+    total, micro, dp = global_of(spot.job, spot.stage), batch_of(spot.job, spot.stage).micro_seqs, spot.dp
+    if dp is None or total % ((micro or 1) * dp) == 0:
+        return
+    unit = (micro or 1) * dp
+    near = [f"{number} (nearest)" if not rank else str(number) for rank, number in enumerate(nearest_multiples(total, unit))]
+    hint = f"use {' or '.join(near)}"
+    if micro is None:
+        what = f"{total} is not a multiple of data-parallel = {dp}"
+    else:
+        what = f"{total} is not a multiple of micro x data-parallel = {micro} x {dp} = {unit}"
+        if total % dp == 0:
+            hint += f", or micro {nearest_micro(micro, rows=total // dp)}, or leave batch.micro out and let the plan choose"
+    yield Refusal(path=batch_path(spot.job, spot.index, "global"), what=what, hint=hint)
+
+
+def rollout_divides(spot: Spot) -> Iterator[Refusal]:
+    rollout, total = rollout_of(spot.job, spot.stage), global_of(spot.job, spot.stage)
+    if isinstance(spot.stage, Ppo) and rollout % total:
+        what = f"{rollout} is not a multiple of batch.global = {total}"
+        hint = f"use {' or '.join(map(str, nearest_multiples(rollout, total)))}, or leave it out"
+        yield Refusal(path=spot.of_stage("rollout"), what=what, hint=hint)
+
+
+BATCH_RULES: tuple[Rule, ...] = (
+    Rule(
+        code="E207",
+        refuses="rows longer than the model's positions",
+        because="there is no position for what is behind them",
+        instead="at most the positions",
+        find=rows_fit_the_positions,
+    ),
+    Rule(
+        code="E208",
+        refuses="a ppo prompt and answer that are longer together than the model's positions",
+        because="the answer is generated behind the prompt",
+        instead="the lengths that fit beside each other",
+        find=answers_fit_the_positions,
+    ),
+    Rule(
+        code="E204",
+        refuses="a global batch that is no multiple of micro x data parallel",
+        because="global = micro x accumulation x data parallel, where data parallel counts replicas, not ranks",
+        instead="the nearest multiple, or the nearest micro-batch",
+        find=batch_divides,
+    ),
+    Rule(
+        code="E204",
+        refuses="a ppo rollout that is no multiple of the global batch",
+        because="a rollout is trained on in whole batches",
+        instead="the nearest multiple",
+        find=rollout_divides,
+    ),
+)

@@ -1,0 +1,192 @@
+"""Rules about ZeRO 3's settings and offload: what DeepSpeed 0.19.8 ignores, refuses or gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.plan.legality.rule import Refusal, Rule, Spot
+from launcher.spec.stages import Ppo
+
+_NVME_WEIGHTS = "DeepSpeed's swapper fails, in fp32 on its 16-bit buffers, in 16 bit on buffers that are assigned already"
+
+
+def nvme_holds_no_parameters(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.parameters == "nvme":
+        hint = "use parameters: none" if spot.case.cpu or spot.asked.pipeline > 1 else "use parameters: cpu"
+        yield Refusal(path=spot.parallel("offload", "parameters"), what=f"nvme: {_NVME_WEIGHTS}", hint=hint)
+
+
+def nvme_needs_zero_3(spot: Spot) -> Iterator[Refusal]:
+    zero, path = spot.asked.settled_zero, spot.parallel("offload", "optimizer")
+    if spot.asked.optimizer != "nvme" or zero == 3:
+        return
+    instead = "none" if spot.case.cpu else "cpu"
+    if spot.asked.pipeline > 1:
+        what = f"nvme with pipeline {spot.asked.pipeline}: a pipeline runs at ZeRO 1, where nothing is swapped"
+        yield Refusal(path=path, what=what, hint=f"use optimizer: {instead}")
+    else:
+        what = f"nvme with parallel.zero {zero}: DeepSpeed would keep it in host memory without a word"
+        yield Refusal(path=path, what=what, hint=f"use zero: 3, or optimizer: {instead}")
+
+
+def nvme_has_a_path(spot: Spot) -> Iterator[Refusal]:
+    path, given = spot.parallel("offload", "nvme_path"), spot.asked.nvme_path
+    if spot.asked.optimizer == "nvme" and given is None:
+        what = "is missing: nvme does not say which disk"
+        yield Refusal(path=path, what=what, hint="add `nvme_path: /local_nvme`, a folder on a fast local disk of every node")
+    elif spot.asked.optimizer == "nvme" and given and not given.startswith("/"):
+        what = f"{given} is relative, but every rank reads it"
+        yield Refusal(path=path, what=what, hint=f"write it from the root: /{given.removeprefix('./')}")
+    elif given is not None and "nvme" not in (spot.asked.optimizer, spot.asked.parameters):
+        yield Refusal(path=path, what="has no effect: nothing is offloaded to nvme", hint="remove it, or use optimizer: nvme")
+
+
+_OFFLOADS = (
+    ("optimizer", 1, "DeepSpeed would change the optimizer and offload nothing"),
+    ("parameters", 3, "DeepSpeed would ignore it without a word"),
+)
+
+
+def offload_has_an_effect(spot: Spot) -> Iterator[Refusal]:
+    """DeepSpeed 0.19.8 ignores `offload_param` below ZeRO 3; `offload_optimizer` at ZeRO 0 only swaps the optimizer's class."""
+    zero = spot.asked.settled_zero
+    for name, lowest, effect in _OFFLOADS:
+        path = spot.parallel("offload", name)
+        if getattr(spot.asked, name) != "cpu":
+            continue
+        if spot.case.cpu:
+            what = "cpu: the ranks are CPU processes, everything is in host memory already"
+            yield Refusal(path=path, what=what, hint=f"use {name}: none")
+        elif name == "parameters" and spot.asked.pipeline > 1:
+            what = f"cpu with pipeline {spot.asked.pipeline}: a pipeline runs at ZeRO 1, and {effect}"
+            yield Refusal(path=path, what=what, hint="use parameters: none, or zero: 3 with pipeline: 1")
+        elif zero is not None and zero < lowest:
+            what = f"cpu with parallel.zero {zero}: {effect}"
+            stage = "zero: 3" if lowest == 3 else f"zero: {lowest} or higher"
+            yield Refusal(path=path, what=what, hint=f"use {stage}, or {name}: none")
+
+
+def checkpoints_move_somewhere(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.checkpointing != "offload":
+        return
+    path, instead = spot.parallel("checkpointing"), "use checkpointing: full"
+    if spot.case.cpu:
+        what = "offload: the ranks are CPU processes, everything is in host memory already"
+        yield Refusal(path=path, what=what, hint=instead)
+    elif isinstance(spot.stage, Ppo):
+        what = f"offload in stage {spot.stage.stage_name}: ppo keeps its checkpoints on the GPU"
+        yield Refusal(path=path, what=what, hint=f"{instead} in this stage, which has short rows")
+
+
+def settings_of_zero_3_have_it(spot: Spot) -> Iterator[Refusal]:
+    asked, zero = spot.asked, spot.asked.settled_zero
+    for name in asked.only_at_zero_3:
+        if zero == 3 or name == "offload.optimizer":
+            continue
+        why = f"pipeline {asked.pipeline} runs at ZeRO 1" if asked.pipeline > 1 else f"parallel.zero is {zero}"
+        hint = "remove it, or use zero: 3" + (" with pipeline: 1" if asked.pipeline > 1 else "")
+        yield Refusal(path=spot.parallel(*name.split(".")), what=f"has no effect: {why}, and only ZeRO 3 reads it", hint=hint)
+
+
+def ratio_is_of_something(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.ratio is not None and spot.asked.optimizer != "cpu":
+        what = f"has no effect: the optimizer is on {spot.asked.optimizer}, a ratio is of one on cpu"
+        hint = "remove it" if spot.case.cpu else "use optimizer: cpu, or remove it"
+        yield Refusal(path=spot.parallel("offload", "ratio"), what=what, hint=hint)
+
+
+def secondary_partition_is_smaller(spot: Spot) -> Iterator[Refusal]:
+    """DeepSpeed makes it of neighbouring ranks (utils/groups.py:949), whatever they hold."""
+    hpz, dp, path = spot.asked.hpz, spot.dp, spot.parallel("hpz")
+    if hpz is None or dp is None or spot.asked.settled_zero != 3:
+        return
+    if spot.asked.replica > 1:
+        what = f"{hpz} with a degree above 1: neighbouring ranks hold parts of different weights"
+        yield Refusal(path=path, what=what, hint="leave the degrees at 1, or remove it")
+    elif hpz >= dp or dp % hpz:
+        near = [size for size in range(2, dp) if dp % size == 0]
+        reason = "is no smaller than the whole group, which is the first partition" if hpz >= dp else "does not divide it"
+        hint = f"use {min(near, key=lambda size: (abs(size - hpz), size))}, or remove it" if near else "remove it"
+        yield Refusal(path=path, what=f"{hpz} of {dp} data-parallel ranks: {reason}", hint=hint)
+
+
+def quantized_communication_works(spot: Spot) -> Iterator[Refusal]:
+    asked, nodes = spot.asked, -(-spot.case.world // spot.case.machine.slots)
+    for name in ("quantized_weights", "quantized_gradients"):
+        path = spot.parallel(name)
+        if not getattr(asked, name) or asked.settled_zero != 3:
+            continue
+        if spot.case.cpu:
+            yield Refusal(path=path, what="DeepSpeed has no quantizer for CPU processes", hint="remove it")
+        elif name == "quantized_gradients" and nodes == 1:
+            what = "has no effect: DeepSpeed quantizes gradients between nodes only, and this is one"
+            yield Refusal(path=path, what=what, hint="remove it")
+
+
+OFFLOAD_RULES: tuple[Rule, ...] = (
+    Rule(
+        code="E202",
+        refuses="parameters on NVMe",
+        because="DeepSpeed 0.19.8's swapper fails: in fp32 in the first product (runtime/zero/linear.py:92), in bf16 when a"
+        " buffer is assigned twice (runtime/swap_tensor/partitioned_param_swapper.py:185)",
+        instead="parameters on the CPU, the optimizer on NVMe",
+        find=nvme_holds_no_parameters,
+    ),
+    Rule(
+        code="E202",
+        refuses="the optimizer on NVMe below ZeRO 3",
+        because="there it is plain offload to the CPU, without a word",
+        instead="ZeRO 3, or optimizer: cpu",
+        find=nvme_needs_zero_3,
+    ),
+    Rule(
+        code="E202",
+        refuses="NVMe without a path, a relative one, or a path without NVMe",
+        because="DeepSpeed stops with a TypeError (runtime/zero/stage3.py:840); a relative path is another one for each rank",
+        instead="an absolute nvme_path",
+        find=nvme_has_a_path,
+    ),
+    Rule(
+        code="E203",
+        refuses="offload to the CPU where nothing moves: CPU ranks, parameters below ZeRO 3, the optimizer at ZeRO 0",
+        because="DeepSpeed ignores it, or only changes the class of the optimizer",
+        instead="the ZeRO stage that is named, or no offload",
+        find=offload_has_an_effect,
+    ),
+    Rule(
+        code="E203",
+        refuses="offloaded checkpoints on CPU ranks and in ppo",
+        because="they are in host memory already; ppo's two engines keep theirs on the GPU",
+        instead="checkpointing: full",
+        find=checkpoints_move_somewhere,
+    ),
+    Rule(
+        code="E221",
+        refuses="hpz, quantized_weights, quantized_gradients or a ratio below ZeRO 3",
+        because="DeepSpeed ignores the first three without a word and refuses the ratio (runtime/zero/config.py)",
+        instead="ZeRO 3",
+        find=settings_of_zero_3_have_it,
+    ),
+    Rule(
+        code="E221",
+        refuses="a ratio without the optimizer on the CPU",
+        because="it says which share of it is there",
+        instead="optimizer: cpu",
+        find=ratio_is_of_something,
+    ),
+    Rule(
+        code="E221",
+        refuses="hpz that does not divide the data-parallel ranks, is not smaller, or stands beside another degree",
+        because="the second partition is made of neighbouring ranks (utils/groups.py:949); one of all ranks changes nothing",
+        instead="the nearest divisor",
+        find=secondary_partition_is_smaller,
+    ),
+    Rule(
+        code="E221",
+        refuses="quantized_weights or quantized_gradients on a CPU, quantized_gradients on one node",
+        because="the quantizer has no CPU version (ops/op_builder/cpu/no_impl.py:21); gradients are quantized between nodes"
+        " only (runtime/zero/stage3.py:1926)",
+        instead="none of them",
+        find=quantized_communication_works,
+    ),
+)

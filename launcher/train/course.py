@@ -1,0 +1,192 @@
+"""One training run of one supervised stage: from the newest checkpoint or the start to the figures after. DO, collective.
+
+The same loop for every layout: the engine knows how a step is computed, the loop knows which rows, which rate, when to look and
+when to keep. Nothing here depends on how many ranks there are, so a run may go on under another layout.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from launcher.errors import LauncherError, Problem
+from launcher.rundir.folder import RunDir, read_json, write_json
+from launcher.rundir.inputs import stage_inputs
+from launcher.rundir.order import StageOrder
+from launcher.spec.job import JobSpec
+from launcher.spec.stages import StageBase
+from launcher.train.batches import Batch, micro_batches
+from launcher.train.checkpoints import find_resume, seal, work_folder
+from launcher.train.engines import Engine, Scoring
+from launcher.train.metrics import Metrics
+from launcher.train.objectives import Objective
+from launcher.train.precision import LossScale
+from launcher.train.ranks import Ranks, broadcast
+from launcher.train.result import write_result
+from launcher.train.rows import Rows, global_batch, num_steps, step_rows
+from launcher.train.schedule import learning_rate
+from launcher.train.states import load_states, save_states
+
+# Held-out figures, and accuracy per group of rows where there are groups.
+Figures = tuple[dict[str, float], dict[str, float]]
+
+
+@dataclass(kw_only=True)
+class Course:
+    """What a run needs, and what came out of it."""
+
+    run: RunDir
+    job: JobSpec
+    stage: StageBase
+    order: StageOrder
+    ranks: Ranks
+    rows: Rows
+    engine: Engine
+    objective: Objective
+    evaluate: Callable[[Scoring], Figures]
+    pad: int
+    started: float = field(default_factory=time.time)
+    check: Callable[[], None] | None = None  # before the first step; raises where the stage would train wrongly
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    steps: int = 0
+
+
+def run_course(course: Course) -> None:
+    """Train, with figures before and after. Collective."""
+    run, order, ranks, stage, engine = course.run, course.order, course.ranks, course.stage, course.engine
+    stage_dir = run.stage(order.stage)
+    inputs = stage_inputs(run, read_json(run.job_json), order)
+    total = num_steps(stage, order, len(course.rows.train))
+    resume = find_resume(stage_dir, order, ranks, inputs=inputs)
+    course.notes += resume.notices
+    metrics = Metrics(
+        stage_dir, rank=ranks.rank, tensorboard=course.job.tensorboard, resume_step=resume.step if resume.folder else None
+    )
+    if course.check is not None:
+        course.check()
+    if resume.folder:
+        course.notes.append(f"resumed from step {resume.step}")
+        course.before = _kept_figures(course, inputs)
+    else:
+        course.before = _first_figures(course, metrics, inputs)
+    kept = load_states(resume.folder, engine.raw, engine.pieces, engine.mesh) if resume.folder else {}
+    scale = LossScale(engine.raw, skipped=int(kept.get("skipped", 0)))
+    say(ranks, _arithmetic(course, total))
+    for note in course.notes:
+        say(ranks, note)
+    for step in range(resume.step, total):
+        _train_step(course, metrics, scale, step=step, total=total)
+        done = step + 1
+        if order.checkpoint_every and done % order.checkpoint_every == 0:
+            written = work_folder(stage_dir) / f"step{done}"
+            save_states(written, engine.raw, engine.pieces, engine.mesh, step=done, extra={"skipped": scale.skipped})
+            seal(stage_dir, written, order, ranks, step=done, inputs=inputs, keep=stage.keep)
+    course.steps = total
+    course.after, course.groups = course.evaluate(engine)
+    engine.settle()
+    metrics.log(total, {f"held_out/{name}": value for name, value in course.after.items()})
+    metrics.close()
+    say(ranks, f"held out before {figures_text(course.before)}; after {figures_text(course.after)}")
+
+
+def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int, total: int) -> None:
+    order, stage, mesh, train = course.order, course.stage, course.engine.mesh, course.rows.train
+    # Dropout depends on step and place only. A tensor group shares its seed, or replicated weights drift apart.
+    torch.manual_seed(hash((course.job.seed, step, mesh.dp_rank, mesh.pp_rank, mesh.sp_rank)) % 2**63)
+    numbers = step_rows(len(train), order, seed=course.job.seed, step=step)
+    batches = [
+        batch_of(course, [train[number] for number in micro])
+        for micro in micro_batches(numbers, micro=order.micro_batch, replica=mesh.dp_rank, replicas=mesh.dp)
+    ]
+    rate = learning_rate(stage, step, total)
+    figures = course.engine.step(batches, lr=rate)
+    _refuse_nan(course, figures, step + 1)
+    scale.check(f"stage {order.stage}, step {step + 1}")
+    if step == 0 or (step + 1) % stage.log_every == 0 or step + 1 == total:
+        epoch = (step + 1) * global_batch(order) / len(train)
+        metrics.log(step + 1, {**figures, **scale.figures(), "learning_rate": rate, "epoch": epoch})
+
+
+def batch_of(course: Course, rows: list[dict]) -> Batch:
+    return course.objective.collate(rows, pad=course.pad, multiple=course.engine.mesh.sp)
+
+
+def _arithmetic(course: Course, total: int) -> str:
+    order, mesh = course.order, course.engine.mesh
+    return (
+        f"{order.stage}: {total} steps of {global_batch(order)} = {order.micro_batch} per replica x {order.grad_accum} "
+        f"accumulated x {order.dp} replicas; {mesh.text()} on {order.world} ranks, ZeRO {order.zero}, {order.precision}, "
+        f"{order.device}"
+    )
+
+
+def _first_figures(course: Course, metrics: Metrics, inputs: str) -> dict[str, float]:
+    before, _ = course.evaluate(course.engine)
+    if course.ranks.first:
+        write_json(_before_path(course), {"inputs": inputs, "before": before})
+    metrics.log(0, {f"held_out/{name}": value for name, value in before.items()})
+    return before
+
+
+def _kept_figures(course: Course, inputs: str) -> dict[str, float]:
+    """A resumed stage cannot measure the model it started from any more: the figures were kept beside the checkpoints."""
+    try:
+        told = read_json(_before_path(course)) if course.ranks.first else {}
+    except (OSError, ValueError):
+        told = {}
+    told = broadcast(told)
+    if told.get("inputs") == inputs:
+        return dict(told["before"])
+    course.notes.append("the figures before training were lost; only those after are known")
+    return {}
+
+
+def _before_path(course: Course) -> Path:
+    return course.run.stage(course.order.stage).path / "before.json"
+
+
+def _refuse_nan(course: Course, figures: dict[str, float], step: int) -> None:
+    # In fp16 an infinite norm tells DeepSpeed to skip the step and lower the loss scale; at the lowest it stops.
+    norm = 0.0 if course.order.precision == "fp16" else figures["grad_norm"]
+    if math.isfinite(figures["loss"]) and math.isfinite(norm):
+        return
+    raise LauncherError(
+        Problem(
+            code="E554",
+            where=f"stage {course.order.stage}, step {step}",
+            what=f"loss {figures['loss']}, gradient norm {figures['grad_norm']}",
+            hint=f"lower lr ({course.stage.lr:g}) or raise warmup ({course.stage.warmup:g}); the steps before: metrics.jsonl",
+        )
+    )
+
+
+def tell(course: Course) -> None:
+    """result.json of the course as it stands. Collective."""
+    write_result(
+        course.run,
+        course.order,
+        course.ranks,
+        before=course.before,
+        after=course.after,
+        groups=course.groups,
+        steps=course.steps,
+        started=course.started,
+        notes=course.notes,
+    )
+
+
+def say(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        print(text, flush=True)  # noqa: T201  the rank's log
+
+
+def figures_text(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "unknown"

@@ -1,0 +1,220 @@
+"""(this rank's module, order, mesh) → a running engine: one optimizer step, or scores without a gradient. DO, collective.
+
+Two kinds, one face: DeepSpeedEngine, called micro-batch by micro-batch, and PipelineEngine, which calls itself. Both report the
+same figures: sums over all rows of the step, told by one rank of each replica.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from launcher.errors import LauncherError, Problem
+from launcher.rundir.order import StageOrder
+from launcher.train.batches import Batch
+from launcher.train.mesh import Mesh
+from launcher.train.objectives import Objective, Sums
+from launcher.train.pieces import Piece
+from launcher.train.scoring import last_scores, token_scores
+
+Scores = tuple[Tensor, ...]
+
+
+class Scoring(Protocol):
+    """Anything that scores micro-batches: an engine, or a whole model that is only looked at."""
+
+    mesh: Mesh
+
+    def score(self, batches: Sequence[Batch]) -> list[Scores]: ...
+
+
+class Engine(Scoring, Protocol):
+    """What the loop needs. `raw` is DeepSpeed's engine."""
+
+    raw: Any
+    pieces: list[Piece]
+
+    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]: ...
+
+    def settle(self) -> None: ...
+
+
+class WholeModel:
+    """A model that every rank holds whole and nobody trains."""
+
+    def __init__(self, scorer: nn.Module, mesh: Mesh):
+        self.scorer, self.mesh = scorer.eval(), mesh
+
+    def score(self, batches: Sequence[Batch]) -> list[Scores]:
+        with torch.no_grad():
+            return [self.scorer(*batch.on(self.mesh).inputs()) for batch in batches]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighing:
+    """How a step's sums become its mean: the total over all replicas, and what DeepSpeed's own divisions leave to multiply."""
+
+    total: int
+    factor: float
+
+
+def weigh(batches: Sequence[Batch], order: StageOrder, mesh: Mesh) -> Weighing:
+    """Collective. E567 where two ranks of a replica hold different rows: DeepSpeed compares them in the first step only."""
+    digest = 0
+    for batch in batches:
+        digest = zlib.crc32(batch.digest().to_bytes(4, "little"), digest)
+    mine = torch.tensor([mesh.dp_rank, sum(batch.weight for batch in batches), digest], dtype=torch.int64, device=mesh.device)
+    told = [torch.empty_like(mine) for _ in range(order.world)]
+    dist.all_gather(told, mine)
+    replicas: dict[int, tuple[int, int]] = {}
+    for rank, (replica, weight, seen) in enumerate(torch.stack(told).tolist()):
+        if replicas.setdefault(replica, (weight, seen)) != (weight, seen):
+            raise LauncherError(_different_rows(order, rank, replica))
+    total = sum(weight for weight, _ in replicas.values())
+    # DeepSpeed averages over micro-batches and replicas. Under sequence parallelism it adds up the shards' gradients below
+    # ZeRO-3 and averages them under it (docs/deepspeed-traps.md).
+    shards = mesh.sp if order.zero == 3 else 1
+    return Weighing(total=max(1, total), factor=len(batches) * mesh.dp * shards / max(1, total))
+
+
+def _different_rows(order: StageOrder, rank: int, replica: int) -> Problem:
+    return Problem(
+        code="E567",
+        where=f"stage {order.stage}",
+        what=f"rank {rank} works on other rows than the ranks it shares replica {replica} with",
+        hint="the ranks read different data: check that all hosts see the same run folder and cache",
+    )
+
+
+def figures_of(sums: Sequence[Sums], names: Sequence[str], weighing: Weighing, mesh: Mesh) -> dict[str, float]:
+    """Means over the whole step of the named sums, on all ranks. One collective, one wait for the device."""
+    totals = torch.zeros(len(names), dtype=torch.float64, device=mesh.device)
+    if mesh.scores:
+        for each in sums:
+            totals += torch.stack([each[name].double().sum() for name in names])
+    dist.all_reduce(totals)
+    return dict(zip(names, (totals / weighing.total).tolist(), strict=True))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class PlainEngine:
+    """Data, tensor or sequence parallelism, any ZeRO stage."""
+
+    def __init__(self, raw: Any, order: StageOrder, mesh: Mesh, pieces: list[Piece], objective: Objective):
+        self.raw, self.order, self.mesh, self.pieces, self.objective = raw, order, mesh, pieces, objective
+
+    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+        """One optimizer step; the means of the step and the gradient norm before clipping."""
+        weighing = weigh(batches, self.order, self.mesh)
+        set_rate(self.raw.optimizer, lr)
+        told: list[Sums] = []
+        norm = 0.0
+        for index, batch in enumerate(batches):
+            batch = batch.on(self.mesh)
+            sums = self.objective.losses(self.raw(*batch.inputs()), batch)
+            self.raw.backward(sums["loss"].sum() * weighing.factor)
+            told.append({name: values.detach() for name, values in sums.items()})
+            if self.order.zero == 0 and index == len(batches) - 1:
+                norm = gradient_norm(self.pieces, self.mesh)  # DeepSpeed tells none at ZeRO 0
+            self.raw.step()
+        norm = norm if self.order.zero == 0 else _told_norm(self.raw)
+        return figures_of(told, self.objective.names, weighing, self.mesh) | {"grad_norm": norm}
+
+    def score(self, batches: Sequence[Batch]) -> list[Scores]:
+        """Scores of each micro-batch, without gradient and without dropout."""
+        was_training = self.raw.training
+        self.raw.eval()
+        with torch.no_grad():
+            scores = [self.raw(*batch.on(self.mesh).inputs()) for batch in batches]
+        self.raw.train(was_training)
+        return scores
+
+    def settle(self) -> None:
+        """Give back what ZeRO-3 has gathered ahead for a next pass that does not come: weights can be read after it."""
+        self.raw.empty_partition_cache()
+
+
+def _told_norm(raw: Any) -> float:
+    """Of the step just taken, before clipping, over all ranks."""
+    return float(raw.get_global_grad_norm())
+
+
+def gradient_norm(pieces: Sequence[Piece], mesh: Mesh) -> float:
+    """Global L2 norm of unpartitioned gradients: a split weight counts on every tensor rank, a whole one once."""
+    counted = [piece.weight.grad for piece in pieces if piece.weight.grad is not None and (piece.cut or mesh.tp_rank == 0)]
+    squared = torch.zeros(1, dtype=torch.float64, device=mesh.device)
+    for gradient in counted:
+        squared += gradient.double().square().sum()
+    if mesh.tp_group is not None:
+        dist.all_reduce(squared, group=mesh.tp_group)
+    return float(squared.sqrt())
+
+
+class PipeEngine:
+    """Pipeline parallelism, alone or with tensor and data parallelism; ZeRO 1."""
+
+    def __init__(self, raw: Any, order: StageOrder, mesh: Mesh, pieces: list[Piece], loss: PipeLoss):
+        self.raw, self.order, self.mesh, self.pieces, self.loss = raw, order, mesh, pieces, loss
+
+    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+        weighing = weigh(batches, self.order, self.mesh)
+        set_rate(self.raw.optimizer, lr)
+        self.loss.begin([batch.on(self.mesh) for batch in batches], weighing.factor)
+        self.raw.train_batch(iter(self._items(batches)))
+        return figures_of(self.loss.sums, self.loss.objective.names, weighing, self.mesh) | {"grad_norm": _told_norm(self.raw)}
+
+    def score(self, batches: Sequence[Batch]) -> list[Scores]:
+        """Scores of each micro-batch in the last stage, an empty list elsewhere."""
+        self.loss.begin([batch.on(self.mesh) for batch in batches], 0.0)
+        self.raw.eval_batch(iter(self._items(batches)), num_micro_batches=len(batches))
+        self.raw.train()
+        return self.loss.scores
+
+    def settle(self) -> None:
+        """Nothing is gathered ahead at ZeRO 1."""
+
+    def _items(self, batches: Sequence[Batch]) -> list[tuple[Any, Tensor]]:
+        """What DeepSpeed carries to the first and the last stage: the inputs, and the number of the micro-batch."""
+        return [
+            ((batch.ids_ST, batch.positions_ST) if batch.positions_ST is not None else batch.ids_ST, torch.tensor([index]))
+            for index, batch in enumerate(batches)
+        ]
+
+
+class PipeLoss:
+    """The loss function of the last stage. DeepSpeed hands it the number of a micro-batch; what belongs to it is kept here."""
+
+    def __init__(self, objective: Objective, *, tiles: int):
+        self.objective, self.tiles = objective, tiles
+        self.head: nn.Module | None = None  # set when the stage is built
+        self.batches: list[Batch] = []
+        self.factor = 0.0
+        self.sums: list[Sums] = []
+        self.scores: list[Scores] = []
+
+    def begin(self, batches: list[Batch], factor: float) -> None:
+        self.batches, self.factor, self.sums, self.scores = batches, factor, [], []
+
+    def __call__(self, hidden_STH: Tensor, number: Tensor) -> Tensor:
+        batch = self.batches[int(number)]
+        assert self.head is not None
+        if batch.goal.dim() == 1:
+            scores: Scores = (last_scores(self.head, hidden_STH, batch.goal),)
+        else:
+            scores = tuple(token_scores(self.head, hidden_STH, batch.goal, tiles=self.tiles))
+        if not torch.is_grad_enabled():
+            self.scores.append(scores)
+            return torch.zeros((), device=hidden_STH.device)  # DeepSpeed adds it to the loss of training, a scalar
+        sums = self.objective.losses(scores, batch)
+        self.sums.append({name: values.detach() for name, values in sums.items()})
+        return sums["loss"].sum() * self.factor
