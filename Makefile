@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo      train the embedded default through all five stages (minutes on two cores)"
 	@echo "make test      all tests"
-	@echo "make test-matrix  every layout against plain PyTorch, written to benchmarks/results/ (half an hour on two cores)"
+	@echo "make test-matrix  every layout against plain PyTorch, written to benchmarks/results/ (ten minutes on two cores)"
 	@echo "make check     linters, types, import contracts and the tests that need no torch (under a minute)"
 	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
 	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"

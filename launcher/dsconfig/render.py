@@ -16,6 +16,7 @@ DsConfig = dict[str, object]
 
 NEVER = 2**31 - 1  # more steps than any run has: neither steps_per_print nor the growth of the loss scale has an "off"
 WHOLE_MODEL = 2**63 - 1  # DeepSpeed's own default of stage3_model_persistence_threshold: no limit
+TWIN_SUB_GROUPS = 32  # of each rank, where a ratio of them stays on the GPU
 ALLGATHER_ELEMENTS = 500_000_000
 
 
@@ -89,10 +90,17 @@ def zero_section(stage: StagePlan, asked: Asked) -> DsConfig:
         "allgather_partitions": True,
         "allgather_bucket_size": ALLGATHER_ELEMENTS,
         "round_robin_gradients": False,
-        "sub_group_size": SUB_GROUP_ELEMENTS,
+        "sub_group_size": _sub_group_elements(stage, asked),
         "offload_optimizer": _offload(stage.offload_optimizer) | _optimizer_offload(stage, asked),
     }
     return shared | (_stage3(stage, asked) if stage.zero == 3 else {})
+
+
+def _sub_group_elements(stage: StagePlan, asked: Asked) -> int:
+    """A ratio is counted in sub-groups (trap 48): each rank gets some tens of them, else as few as possible."""
+    if not asked.ratio or asked.ratio == 1 or stage.offload_optimizer != "cpu":
+        return SUB_GROUP_ELEMENTS
+    return max(1, stage.num_trainable // stage.dp // TWIN_SUB_GROUPS)
 
 
 def _stage3(stage: StagePlan, asked: Asked) -> DsConfig:
@@ -104,7 +112,7 @@ def _stage3(stage: StagePlan, asked: Asked) -> DsConfig:
         "stage3_model_persistence_threshold": WHOLE_MODEL,
         "stage3_max_live_parameters": LIVE_PARAMETERS,
         "stage3_max_reuse_distance": LIVE_PARAMETERS,
-        # without it the Trainer writes no model.safetensors, and the next stage has nothing to start from
+        # for another program that runs with this file: without it DeepSpeed and the Trainer save no weights
         "stage3_gather_16bit_weights_on_model_save": True,
         "zero_hpz_partition_size": asked.hpz or 1,
         "zero_quantized_weights": asked.quantized_weights,

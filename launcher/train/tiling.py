@@ -1,7 +1,7 @@
 """Long sequences: the MLP of each block in tiles of tokens, so that its wide inner activations exist for one tile at a time.
 
-The ALST recipe (arXiv 2506.13996). DeepSpeed's TiledMLP loses the gradient where a sequence has fewer tokens than tiles
-(docs/deepspeed-traps.md); one checkpoint per tile does the same work and leaves the sums to autograd.
+The ALST recipe (arXiv 2506.13996) with one checkpoint for each tile: unlike DeepSpeed's TiledMLP it needs no list of weights,
+leaves the sum of their gradients to autograd, and takes rows with fewer tokens than there are tiles.
 """
 
 from __future__ import annotations

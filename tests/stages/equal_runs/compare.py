@@ -1,16 +1,16 @@
 """(case, world) → how far a run of ours is from the plain one, and which of its figures are too far.
 
-Largest seen on 2026-11-24, and what is allowed:
+Largest seen in the full table on 2026-11-24 where it is on record, and what is allowed:
 
                              seen      allowed
     fp32  loss               6.1e-7    5e-6     held-out figures the same
-          gradient norm      2.9e-6    2e-4     relative
+          gradient norm      3.1e-6    2e-4     relative
           weight             3.0e-5    5e-5     after 4 steps of at most 2e-3
           tensor                       5e-6     root mean square
-    bf16  loss               1.0e-3    3e-3     against the fp32 run
-          gradient norm      1.4e-2    2e-2     relative
+    bf16  loss               6.2e-4    3e-3     against the fp32 run
+          gradient norm      7.8e-3    2e-2     relative
           weight             8.1e-3    1e-2     says little: 4 steps can move a weight by 8e-3
-          tensor             2.2e-3    3e-3     mostly norms near 1, stored in bf16
+          tensor                       3e-3     mostly norms near 1, stored in bf16
 """
 
 from __future__ import annotations

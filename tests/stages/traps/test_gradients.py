@@ -12,6 +12,7 @@ from tests.stages.traps.tiny import (
     CLOSE,
     ROWS,
     TwoLayers,
+    adamw,
     ds_config,
     each,
     first,
@@ -20,6 +21,7 @@ from tests.stages.traps.tiny import (
     loss_error,
     make_batches,
     make_model,
+    mean_over_ranks,
     meet,
     norm_of,
     sgd,
@@ -300,3 +302,59 @@ def _one_backward(zero):
         engine.backward(sum(engine(input_ids=half, labels=half).loss for half in mine))
         engine.step()
     return largest_difference(weights_of(engine.module), weights_of(plain))
+
+
+def _twin_flow(rates):
+    """Loss error of ZeRO 3 with half of the sub-groups left on the device, here named "cpu:0", under a changing rate."""
+    import deepspeed.runtime.zero.stage3 as stage3
+
+    stage3.DeepSpeedCPUAdam = torch.optim.AdamW  # the trap is in DeepSpeed's Python: no operator has to be compiled
+    model, plain = make_model(), make_model()
+    ours, theirs = adamw(model), adamw(plain)
+    section = {"sub_group_size": 1, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}
+    engine = initialize(model, ds_config(3, zero_section=section), optimizer=ours)
+    places = engine.optimizer.subgroup_to_device
+    for number in list(places)[::2]:
+        places[number] = "cpu:0"
+    errors = []
+    for rows, rate in zip(make_batches(), rates, strict=True):
+        for optimizer in (ours, theirs):
+            optimizer.param_groups[0]["lr"] = rate
+        mine = rows.chunk(dist.get_world_size())[dist.get_rank()]
+        loss = engine(input_ids=mine, labels=mine).loss
+        engine.backward(loss)
+        engine.step()
+        right = plain(input_ids=rows, labels=rows).loss
+        right.backward()
+        theirs.step()
+        theirs.zero_grad()
+        errors.append(abs(mean_over_ranks(loss) - right.item()))
+    return max(errors)
+
+
+@trap(47)
+def test_with_an_offload_ratio_a_schedule_misses_the_part_on_the_gpu():
+    assert first(_twin_flow, [1e-2] * 4) < 1e-4
+    return first(_twin_flow, [1e-2, 5e-3, 2e-3, 1e-3]), 1e-3
+
+
+def _left_on_the_device(sub_group_size):
+    """How many sub-groups stay on the device at a ratio of a half, of how many. The device is called "cpu:0" here."""
+    import deepspeed.runtime.zero.stage3 as stage3
+    from deepspeed.accelerator import get_accelerator
+
+    stage3.DeepSpeedCPUAdam = torch.optim.AdamW
+    get_accelerator()._name = "cpu:0"
+    section = {"sub_group_size": sub_group_size, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}
+    model = make_model()
+    places = initialize(model, ds_config(3, zero_section=section), optimizer=adamw(model)).optimizer.subgroup_to_device
+    return sum(place == "cpu:0" for place in places.values()), len(places)
+
+
+@trap(48)
+def test_an_offload_ratio_counts_sub_groups_and_one_cannot_be_halved():
+    left, of_many = first(_left_on_the_device, 1_000)
+    assert left == of_many // 2
+    left, of_one = first(_left_on_the_device, 1_000_000_000)
+    assert of_one == 1
+    return 0.5 - left / of_one, 0.4

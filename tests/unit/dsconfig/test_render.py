@@ -129,6 +129,8 @@ def test_settings_of_zero_3_are_rendered_as_deepspeed_reads_them(planned, gpus):
     zero = ds_config(job, plan.stages[0])["zero_optimization"]
     assert (zero["stage"], zero["zero_hpz_partition_size"]) == (3, 4)
     assert (zero["zero_quantized_weights"], zero["zero_quantized_gradients"]) == (True, False)
+    of_a_rank = plan.stages[0].num_trainable // plan.stages[0].dp
+    assert 32 <= of_a_rank / zero["sub_group_size"] < 33  # the ratio is counted in sub-groups
     assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True, "ratio": 0.25}
     assert zero["offload_param"] == {"device": "none", "pin_memory": False}
 
