@@ -105,6 +105,9 @@ def _combinations() -> str:
 4 heads; without a precision that is asked for, ZeRO 0 is planned in fp32. What holds for one family holds for all, as far as
 heads, MLP and blocks can be divided: {families}.
 
+`yes` means allowed. What was run and compared, all on CPU processes, is listed at the end; checkpoints on the CPU, fp16 and
+quantized communication have not been run on a GPU.
+
 ### Stages
 
 {by_stage}

@@ -2,7 +2,7 @@
 
 DERIVE, pure arithmetic. The peaks are the loss (activations and logits are alive) and the optimizer step (fp32 copies of the
 gradients are alive); ppo has a third, the rollout (the gathered actor and its key/value cache), a 4-bit stage another, the
-scoring of what it hands on, and a CPU rank one more, the loading. Under a pipeline every stage is worked out. Sources:
+scoring of what it hands on. Under a pipeline every stage is worked out. Sources:
 DeepSpeed 0.19.8 (stage_1_and_2.py, stage3.py, bf16_optimizer.py) read and measured; published peaks where a number is called
 fitted.
 """
@@ -123,9 +123,10 @@ class Layout:
 def sums_in_fp32(layout: Layout | StagePlan) -> bool:
     """Whether gradients of several micro-batches are added up in fp32.
 
-    In bf16 the error of a gradient grows with their number (64: 1.1e-2 against 6.8e-3, relative, measured). A pipeline's
-    engine adds up in its own way. At ZeRO 1 BF16_Optimizer does it; it takes sequence ranks for tensor ranks, and all but the
-    first fail with no gradient to make the norm of (DeepSpeed 0.19.8 runtime/bf16_optimizer.py:573).
+    In bf16 the error of a gradient grows with their number (64: 1.1e-2 against 6.8e-3, relative, measured). At ZeRO 1
+    BF16_Optimizer does it. Not in a pipeline: under our stages its gradients differ from one process's (the norm by 72 %; the
+    cause is not known), while bf16 sums are right. Nor with sequence ranks, which it takes for tensor ranks: all but the first
+    fail with no gradient to make the norm of (DeepSpeed 0.19.8 runtime/bf16_optimizer.py:573).
     """
     works = layout.pp == 1 and (layout.sp == 1 or layout.zero >= 2)
     return layout.precision == "bf16" and layout.grad_accum > 1 and works
@@ -155,7 +156,7 @@ def _rank_parts(load: Load, layout: Layout, share: Share) -> dict[str, int]:
     if load.quantized:
         peaks.append(states | {"shipped_models": _shipped_bytes(load, layout)})
     if not layout.cuda:
-        peaks.append({"parameters": states["parameters"], "loading": _module_bytes(layout, share)})
+        peaks.append(states | {"merged_model": _merged_bytes(load, layout)})
     largest = max(peaks, key=lambda parts: sum(parts.values()))
     parts = {name: round(size) for name, size in largest.items() if size >= 1}
     return parts | _fixed_parts(sum(parts.values()), cuda=layout.cuda)
@@ -292,8 +293,13 @@ def _rollout_parts(load: Load, layout: Layout) -> dict[str, float]:
 
 
 def _shipped_bytes(load: Load, layout: Layout) -> float:
-    """After a 4-bit stage every rank scores the merged model that is handed on, whole (dpo: and the model it started from)."""
-    return BYTES[layout.precision] * load.num_params * (2 if load.kind == "dpo" else 1)
+    """After a 4-bit stage every rank scores the merged model that is handed on, whole."""
+    return BYTES[layout.precision] * load.num_params
+
+
+def _merged_bytes(load: Load, layout: Layout) -> float:
+    """Rank 0 merges an adapter into the whole base in host memory, beside whatever is trained."""
+    return BYTES[layout.precision] * load.num_params if load.adapter else 0.0
 
 
 def activation_bytes(load: Load, layout: Layout, share: Share, *, tokens: int) -> float:
@@ -349,8 +355,7 @@ def _host_bytes(load: Load, layout: Layout, share: Share) -> float:
     offloaded += weights / layout.shards if layout.offload_parameters == "cpu" else 0.0
     if layout.checkpointing == "offload":
         offloaded += block_inputs_bytes(load, layout, share, tokens=pass_tokens(load, layout))
-    shipped = _shipped_bytes(load, layout) if load.quantized else 0.0
-    return CPU_FIXED_BYTES + max(offloaded, shipped, loading_bytes(layout, share))
+    return CPU_FIXED_BYTES + max(offloaded + _merged_bytes(load, layout), loading_bytes(layout, share))
 
 
 def loading_bytes(layout: Layout, share: Share) -> float:

@@ -29,7 +29,8 @@ class ParallelSpec(Block):
     pipeline: int = Field(1, ge=1, le=1024, description="groups of layers, each on its own rank")
     sequence: int = Field(1, ge=1, le=1024, description="ranks that share each sequence (Ulysses)")
     balance: Balance = Field(
-        "parameters", description="what the pipeline's groups of layers are made equal in; time is measured before training"
+        "parameters",
+        description="what the pipeline's groups of layers are made equal in; time is measured when the stage starts",
     )
     zero: Annotated[Literal[0, 1, 2, 3] | None, Auto, NotBool] = Field(None, description="ZeRO stage; None: the plan chooses")
     offload: Annotated[Offload | None, Auto] = Field(None, description="None: the plan chooses")

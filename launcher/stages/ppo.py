@@ -25,7 +25,8 @@ from launcher.train.checkpoints import Resume, find_resume, seal, work_folder
 from launcher.train.mesh import Mesh, make_mesh
 from launcher.train.metrics import Metrics
 from launcher.train.models import load_tokenizer
-from launcher.train.ppo_engines import load_engines, make_models, refuse_other_tokenizer, save_engines, set_rate, trained_actor
+from launcher.train.optimizer import set_rate
+from launcher.train.ppo_engines import load_engines, make_models, refuse_other_tokenizer, save_engines, trained_actor
 from launcher.train.ppo_losses import adapted_kl_coef, rate_share
 from launcher.train.ppo_models import Models
 from launcher.train.ppo_steps import Sizes, collect, evaluate, learn

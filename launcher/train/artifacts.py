@@ -32,7 +32,7 @@ from launcher.train.gathering import whole_weights
 from launcher.train.mesh import Mesh
 from launcher.train.models import dtype_of, is_reward_folder, unpartitioned
 from launcher.train.pieces import Piece
-from launcher.train.ranks import Ranks, broadcast
+from launcher.train.ranks import Ranks, patient_group, wait_for_first
 
 SHARD_BYTES = 5_000_000_000
 State = dict[str, torch.Tensor]
@@ -55,6 +55,7 @@ def hand_on(run: RunDir, order: StageOrder, ranks: Ranks, trained: Trained) -> P
     """
     stage_dir = run.stage(order.stage)
     problems: tuple[Problem, ...] = ()
+    patient = patient_group()
     weights = whole_weights(trained.pieces, trained.mesh, _wanted(trained.model))
     if ranks.first:
         try:
@@ -63,7 +64,7 @@ def hand_on(run: RunDir, order: StageOrder, ranks: Ranks, trained: Trained) -> P
             problems = error.problems
     else:
         collections.deque(weights, maxlen=0)  # take part in every weight, keep none
-    problems = broadcast(problems)
+    problems = wait_for_first(problems, patient)
     if problems:
         raise LauncherError(problems)
     return stage_dir.artifact
@@ -96,11 +97,12 @@ def _write(run: RunDir, order: StageOrder, trained: Trained, weights: Iterator[t
 def write_weights(folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
     """model.safetensors, or files of about SHARD_BYTES with an index, as transformers names them; the shapes by name.
 
-    Streams: one file's tensors are in memory at a time.
+    Streams: one file's tensors are in memory at a time. E558, behind the last one, where a value is not finite.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     files: list[list[str]] = []
     held: dict[str, torch.Tensor] = {}
+    wrong: list[str] = []
     total = 0
 
     def flush() -> None:
@@ -111,9 +113,13 @@ def write_weights(folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> 
     for name, weight in weights:
         if held and sum(tensor.nbytes for tensor in held.values()) + weight.nbytes > SHARD_BYTES:
             flush()
+        if not torch.isfinite(weight).all():
+            wrong.append(name)
         held[name] = weight.detach().cpu().contiguous()
         shapes[name] = tuple(weight.shape)
         total += weight.nbytes
+    if wrong:  # only now: the other ranks take part in every weight
+        raise _unfit(folder, f"{wrong[0]} holds values that are not finite")
     flush()
     names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
     names = ["model.safetensors"] if len(files) == 1 else names
@@ -218,18 +224,15 @@ def _drop_local_names(path: Path) -> None:
 
 
 def verify(folder: Path, expected: Mapping[str, tuple[int, ...]], parameters: int) -> tuple[int, int]:
-    """Open every weight file again: names, shapes, finite values, and the number of parameters. (tensors, parameters)."""
+    """Open every weight file again: names, shapes, and the number of parameters. (tensors, parameters)."""
     found: dict[str, tuple[int, ...]] = {}
     what = ""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  not a dict
-                tensor = weights.get_tensor(name)
-                found[name] = tuple(tensor.shape)
-                if not tensor.numel():
+                found[name] = tuple(weights.get_slice(name).get_shape())
+                if 0 in found[name]:
                     what = what or f"{name} is empty"
-                elif not torch.isfinite(tensor).all():
-                    what = what or f"{name} holds values that are not finite"
     if found != expected:
         names = sorted(set(found.items()) ^ set(expected.items()))
         what = what or f"{len(names)} tensors differ from the model's in name or shape, first {names[0][0]}"
@@ -238,6 +241,10 @@ def verify(folder: Path, expected: Mapping[str, tuple[int, ...]], parameters: in
     if buffers < 0:
         what = what or f"{total} parameters in the file, {parameters} in the model"
     if what:
-        hint = "nothing was handed on; the last checkpoint is kept: resume the run"
-        raise LauncherError(Problem(code="E558", where=str(folder), what=what, hint=hint))
+        raise _unfit(folder, what)
     return len(found), total
+
+
+def _unfit(folder: Path, what: str) -> LauncherError:
+    hint = "nothing was handed on; the last checkpoint is kept: resume the run"
+    return LauncherError(Problem(code="E558", where=str(folder), what=what, hint=hint))

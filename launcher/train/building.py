@@ -155,6 +155,8 @@ def fill(skeleton: Skeleton, roots: Iterable[nn.Module]) -> list[Piece]:
                     filled[blank] = piece.weight
                     pieces.append(piece)
                 module._parameters[kind] = filled[blank]  # a tied weight is filled once
+            for kind, buffer in module._buffers.items():  # DeepSpeed moves none of a model that is partitioned
+                module._buffers[kind] = None if buffer is None else buffer.to(skeleton.mesh.device)
     if skeleton.sharder is not None and skeleton.mesh.tp_group is not None:
         names = {module: skeleton.names[module] for module in modules}
         shard_layers(skeleton.model, names, skeleton.sharder, skeleton.mesh.tp_group)
@@ -166,10 +168,10 @@ def _piece(skeleton: Skeleton, weights: Weights, name: str, blank: nn.Parameter,
     cut = skeleton.sharder.cut(name, shape, transposed=transposed) if skeleton.sharder else None
     stored = _without_wrappers(name)
     try:
-        whole = weights.read(stored)
+        local = weights.read(stored, cut)
     except KeyError:
-        whole = drawn(stored, shape, seed=skeleton.seed, std=initial_std(skeleton.model.config.get_text_config()))
-    local = cut.of(whole) if cut else whole
+        local = drawn(stored, shape, seed=skeleton.seed, std=initial_std(skeleton.model.config.get_text_config()))
+        local = cut.of(local) if cut else local
     # A copy, never a view into the mapped file; a cut is one already.
     local = local.to(device=skeleton.mesh.device, dtype=skeleton.dtype, copy=cut is None)
     weight = nn.Parameter(local, requires_grad=blank.requires_grad)

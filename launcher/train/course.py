@@ -1,7 +1,7 @@
 """One training run of one supervised stage: from the newest checkpoint or the start to the figures after. DO, collective.
 
 The same loop for every layout: the engine knows how a step is computed, the loop knows which rows, which rate, when to look and
-when to keep. Nothing here depends on how many ranks there are, so a run may go on under another layout.
+when to keep. Rows and rates depend on the step alone, so a run may go on under another layout; only dropout draws other masks.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ same figures: sums over all rows of the step, told by one rank of each replica.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from launcher.rundir.order import StageOrder
 from launcher.train.batches import Batch
 from launcher.train.mesh import Mesh
 from launcher.train.objectives import Objective, Sums
+from launcher.train.optimizer import set_rate
 from launcher.train.pieces import Piece
 from launcher.train.scoring import last_scores, token_scores
 
@@ -102,11 +103,6 @@ def figures_of(sums: Sequence[Sums], names: Sequence[str], weighing: Weighing, m
     return dict(zip(names, (totals / weighing.total).tolist(), strict=True))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 class PlainEngine:
     """Data, tensor or sequence parallelism, any ZeRO stage."""
 
@@ -116,7 +112,7 @@ class PlainEngine:
     def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
         """One optimizer step; the means of the step and the gradient norm before clipping."""
         weighing = weigh(batches, self.order, self.mesh)
-        set_rate(self.raw.optimizer, lr)
+        set_rate(self.raw, lr)
         told: list[Sums] = []
         norm = 0.0
         for index, batch in enumerate(batches):
@@ -168,14 +164,14 @@ class PipeEngine:
 
     def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
         weighing = weigh(batches, self.order, self.mesh)
-        set_rate(self.raw.optimizer, lr)
-        self.loss.begin([batch.on(self.mesh) for batch in batches], weighing.factor)
+        set_rate(self.raw, lr)
+        self.loss.begin(self._needed(batches), weighing.factor)
         self.raw.train_batch(iter(self._items(batches)))
         return figures_of(self.loss.sums, self.loss.objective.names, weighing, self.mesh) | {"grad_norm": _told_norm(self.raw)}
 
     def score(self, batches: Sequence[Batch]) -> list[Scores]:
         """Scores of each micro-batch in the last stage, an empty list elsewhere."""
-        self.loss.begin([batch.on(self.mesh) for batch in batches], 0.0)
+        self.loss.begin(self._needed(batches), 0.0)
         self.raw.eval_batch(iter(self._items(batches)), num_micro_batches=len(batches))
         self.raw.train()
         return self.loss.scores
@@ -183,30 +179,39 @@ class PipeEngine:
     def settle(self) -> None:
         """Nothing is gathered ahead at ZeRO 1."""
 
+    def _needed(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Targets are read in the last stage only."""
+        return [batch.on(self.mesh) for batch in batches] if self.mesh.last_stage else []
+
     def _items(self, batches: Sequence[Batch]) -> list[tuple[Any, Tensor]]:
-        """What DeepSpeed carries to the first and the last stage: the inputs, and the number of the micro-batch."""
+        """What DeepSpeed carries to the first stage, and labels that nobody reads: see PipeLoss."""
+        nothing = torch.zeros(1)
         return [
-            ((batch.ids_ST, batch.positions_ST) if batch.positions_ST is not None else batch.ids_ST, torch.tensor([index]))
-            for index, batch in enumerate(batches)
+            ((batch.ids_ST, batch.positions_ST) if batch.positions_ST is not None else batch.ids_ST, nothing)
+            for batch in batches
         ]
 
 
 class PipeLoss:
-    """The loss function of the last stage. DeepSpeed hands it the number of a micro-batch; what belongs to it is kept here."""
+    """The loss function of the last stage, which gets the micro-batches in their order; what belongs to each is kept here.
+
+    Not in DeepSpeed's labels: they would have to be tensors, and reading a number off the device waits for it.
+    """
 
     def __init__(self, objective: Objective, *, tiles: int):
         self.objective, self.tiles = objective, tiles
         self.head: nn.Module | None = None  # set when the stage is built
-        self.batches: list[Batch] = []
+        self._left: Iterator[Batch] = iter(())
         self.factor = 0.0
         self.sums: list[Sums] = []
         self.scores: list[Scores] = []
 
     def begin(self, batches: list[Batch], factor: float) -> None:
-        self.batches, self.factor, self.sums, self.scores = batches, factor, [], []
+        self.factor, self.sums, self.scores = factor, [], []
+        self._left = iter(batches)
 
-    def __call__(self, hidden_STH: Tensor, number: Tensor) -> Tensor:
-        batch = self.batches[int(number)]
+    def __call__(self, hidden_STH: Tensor, nothing: Tensor) -> Tensor:
+        batch = next(self._left)
         assert self.head is not None
         if batch.goal.dim() == 1:
             scores: Scores = (last_scores(self.head, hidden_STH, batch.goal),)

@@ -14,6 +14,8 @@ from launcher.train.batches import Batch
 from launcher.train.engines import Scoring
 from launcher.train.ranks import gather
 
+TURNS_AT_ONCE = 64
+
 
 def score_rows(engine: Scoring, rows: Dataset, collate: Callable[[list[dict]], Batch], *, batch: int) -> list[np.ndarray]:
     """What the engine scores (nats and hits, or a score), each as a (sides, rows) float64 array, the same on every rank.
@@ -24,20 +26,19 @@ def score_rows(engine: Scoring, rows: Dataset, collate: Callable[[list[dict]], B
     mine = list(range(mesh.dp_rank, len(rows), mesh.dp))
     turns = -(-len(rows) // (mesh.dp * batch))
     parts = [mine[turn * batch : (turn + 1) * batch] for turn in range(turns)]
-    batches = [collate([rows[index] for index in part or [len(rows) - 1]]) for part in parts]
-    told: dict[int, list[list[float]]] = {}
-    if scores := engine.score(batches):
-        for part, columns in zip(parts, scores, strict=True):
-            sides = [column.double().cpu().numpy().reshape(-1, max(1, len(part))) for column in columns]
-            for place, index in enumerate(part):
-                told[index] = [side[:, place].tolist() for side in sides]
-    return _in_order(gather(told if mesh.scores else {}), len(rows))
-
-
-def _in_order(parts: Sequence[dict[int, list[list[float]]]], num_rows: int) -> list[np.ndarray]:
-    values = {index: value for part in parts for index, value in part.items()}
-    count = len(values[0])
-    return [np.array([values[index][column] for index in range(num_rows)]).T for column in range(count)]
+    told: list[np.ndarray] = []  # of one turn: (columns, sides, its rows)
+    for start in range(0, turns, TURNS_AT_ONCE):  # a pipeline is filled by many turns, memory by all of them
+        some = parts[start : start + TURNS_AT_ONCE]
+        batches = [collate([rows[index] for index in part or [len(rows) - 1]]) for part in some]
+        for part, columns in zip(some, engine.score(batches), strict=False):  # nothing where this rank scores nothing
+            sides = [column.double().cpu().numpy().reshape(-1, max(1, len(part)))[:, : len(part)] for column in columns]
+            told.append(np.stack(sides))
+    everyones = gather((mesh.dp_rank, np.concatenate(told, axis=2)) if mesh.scores else None)
+    values = dict(part for part in everyones if part is not None)
+    out = np.empty((*values[0].shape[:2], len(rows)))
+    for replica, own in values.items():
+        out[:, :, replica :: mesh.dp] = own
+    return list(out)
 
 
 def token_figures(nll: np.ndarray, hits: np.ndarray, *, num_tokens: int) -> dict[str, float]:

@@ -59,10 +59,6 @@ def key(state: str, name: str) -> str:
 # --- cuts ----------------------------------------------------------------------------------------------------------
 
 
-def local_shape(cut: Cut | None, shape: Sequence[int]) -> tuple[int, ...]:
-    return cut.shape_of(shape) if cut else tuple(shape)
-
-
 def span(cut: Cut | None, shape: Sequence[int], start: int, stop: int) -> tuple[int, int]:
     """Interval of the flat whole tensor around elements start … stop - 1 of the flat local one. Sound, not always tight."""
     if cut is None or start == stop:
@@ -102,7 +98,7 @@ def flaw(fragments: Sequence[Fragment], shape: tuple[int, ...]) -> str | None:
     cuts = list(dict.fromkeys(fragment.cut for fragment in fragments))
     for cut in cuts:
         stretches = [(one.start, one.stop) for one in fragments if one.cut == cut]
-        if not _tile(stretches, math.prod(local_shape(cut, shape))):
+        if not _tile(stretches, math.prod(cut.shape_of(shape) if cut else shape)):
             return f"has gaps or doubles in its {len(stretches)} fragments"
     if cuts == [None]:
         return None

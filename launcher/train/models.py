@@ -1,6 +1,6 @@
 """Model folder + stage order → a model in the right dtype with the right head, and the tokenizer that belongs to it.
 
-Call after meet() and after the ZeRO-3 config is registered (TrainingArguments or zero3_config, kept alive): from_pretrained
+Call after meet() and after the ZeRO-3 config is registered (zero3_config, kept alive): from_pretrained
 then builds the model partitioned. Every dtype is explicit: without one, the checkpoint's own would be taken.
 """
 
@@ -36,7 +36,7 @@ LM_HEADS = ("lm_head.", "embed_out.", "model.lm_head.")
 def zero3_config(ds_config: dict[str, object], order: StageOrder) -> HfDeepSpeedConfig | None:
     """Registers the ZeRO-3 config for models built after it. The registry holds a weak reference: keep the value alive.
 
-    For stories without TrainingArguments (ppo); TrainingArguments(deepspeed=…) does the same for the others.
+    For ppo and 4-bit bases; the others are built by parts (train/building.py).
     """
     return HfDeepSpeedConfig(ds_config) if order.zero == 3 else None
 

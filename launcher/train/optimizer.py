@@ -46,6 +46,12 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
+def set_rate(engine: Any, lr: float) -> None:
+    """The learning rate of the next steps. Set anew before each, so a resume needs no scheduler state."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
 def tie_twins(engine: Any) -> None:
     """Give the two optimizers of offload with a ratio one set of groups and states. Nothing to do without a ratio.
 

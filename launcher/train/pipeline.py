@@ -70,7 +70,7 @@ class NoPositions(nn.Module):
     """Instead of learned positions in the stages that do not add them."""
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        return torch.zeros(1)
+        return torch.zeros(())  # without a dimension it takes part in a sum without deciding its dtype or device
 
 
 class Stages(PipelineModule):

@@ -212,12 +212,6 @@ def whole_for_sampling(engine: deepspeed.DeepSpeedEngine) -> Iterator[nn.Module]
         module.train()
 
 
-def set_rate(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
-    """The learning rate of the next steps. Set anew in each iteration, so a resume needs no scheduler state."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-
-
 def save_engines(models: Models, folder: Path, mesh: Mesh, *, step: int, extra: Mapping[str, Any]) -> None:
     """Masters and optimizer states of both trained engines, in a folder each, and `extra`. Collective."""
     for name, engine in (("actor", models.actor), ("critic", models.critic)):

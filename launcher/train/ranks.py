@@ -1,12 +1,13 @@
 """Ranks: who this process is among the others, and the few collectives that the stories use. DO.
 
-ranks = meet(order)        # first line of every story, before TrainingArguments and before any model
+ranks = meet(order)        # first line of every story, before any model
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -66,11 +67,30 @@ def broadcast(value: Any, *, source: int = 0) -> Any:
     return box[0]
 
 
+def wait_for_first(value: Any, patient: dist.ProcessGroup) -> Any:
+    """`value` of rank 0, on every rank, however long it takes: writing and hashing a large model outlasts nccl's patience."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
+    return box[0]
+
+
+def patient_group() -> dist.ProcessGroup:
+    """All ranks, for waits of hours. Collective: made while everybody is there."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
 def gather(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank. For small picklable things."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_first(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on rank 0; an empty list on the others."""
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

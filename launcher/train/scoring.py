@@ -79,18 +79,21 @@ def _vocabulary_scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tupl
     else:
         nll = F.cross_entropy(logits, targets, ignore_index=NO_LOSS, reduction="none")
     with torch.no_grad():
-        best = logits.amax(-1) - torch.logsumexp(logits, -1) if not isinstance(head, VocabHead) else _best(logits, head.group)
-        hits = (counted & (-nll >= best - 1e-6)).float()
+        hits = (counted & _is_best(head, logits, targets)).float()
     return nll, hits
 
 
-def _best(logits: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Log-probability of the likeliest token of the whole vocabulary."""
-    top = logits.amax(-1)
-    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    mass = torch.exp(logits - top.unsqueeze(-1)).sum(-1)
-    dist.all_reduce(mass, group=group)
-    return -torch.log(mass)
+def _is_best(head: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether no token has a larger logit than the target: the same numbers are compared whatever the tensor degree."""
+    local = targets - head.start if isinstance(head, VocabHead) else targets
+    here = (local >= 0) & (local < logits.shape[-1])
+    own = logits.gather(-1, local.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1).masked_fill(~here, -torch.inf)
+    best = logits.amax(-1)
+    if isinstance(head, VocabHead):
+        both = torch.stack([own, best])
+        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=head.group)
+        own, best = both.unbind()
+    return own >= best
 
 
 class Scorer(nn.Module):

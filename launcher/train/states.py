@@ -36,7 +36,7 @@ from launcher.train.fragments import (
 from launcher.train.masters import Master, Place, changing, held, held_for_change, masters_of, split_over_ranks
 from launcher.train.mesh import Mesh
 from launcher.train.pieces import Piece
-from launcher.train.ranks import barrier, gather
+from launcher.train.ranks import barrier, gather, gather_first
 
 # What a dynamic loss scale remembers between steps (deepspeed/runtime/fp16/loss_scaler.py:228).
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -61,10 +61,11 @@ def save_states(
     if fragments:
         sizes = {key(state, one.name): one.numel for one in fragments for state in STATES}
         write_tensors(folder / rank_file(rank), sizes, _tensors(engine, told))
-    everyones = [fragment for theirs in gather(fragments) for fragment in theirs]
-    wrong = _flaws(_by_name(everyones), _wanted(pieces))
-    assert not wrong, wrong
-    if rank == 0:
+    wanted, told_first = _wanted(pieces), gather_first(fragments)
+    if rank == 0:  # of many ranks these are many fragments: nobody else needs them
+        everyones = [fragment for theirs in told_first for fragment in theirs]
+        wrong = _flaws(_by_name(everyones), wanted)
+        assert not wrong, wrong
         index = {"schema": SCHEMA, "step": step, "scale": _scale(engine), "extra": extra, "weights": index_of(everyones)}
         write_json(folder / INDEX, index)
     barrier()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from launcher.errors import LauncherError, Problem
 from launcher.train.families import stored_name
+from launcher.train.pieces import Cut
 
 # Buffers that old checkpoints carry among their weights; today's models compute them.
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|rope\.inv_freq)$")
@@ -47,12 +48,19 @@ class Weights:
         names = (stored_name(self._config, name), name, bare, self._prefix + name)
         return next((known for known in names if known in self._files), None)
 
-    def read(self, name: str) -> torch.Tensor:
-        """The whole tensor on the CPU, in the dtype it is stored in. KeyError where the folder does not have it."""
+    def read(self, name: str, cut: Cut | None = None) -> torch.Tensor:
+        """The tensor, or what `cut` takes of it (only that is read), on the CPU, in the dtype it is stored in.
+
+        Without a cut a view into the mapped file. KeyError where the folder does not have it.
+        """
         stored = self.stored_name(name)
         if stored is None:
             raise KeyError(name)
-        return self._file(self._files[stored]).get_tensor(stored)
+        file = self._file(self._files[stored])
+        if cut is None:
+            return file.get_tensor(stored)
+        lazy, before = file.get_slice(stored), (slice(None),) * cut.dim
+        return torch.cat([lazy[(*before, slice(start, stop))] for start, stop in cut.ranges], dim=cut.dim)
 
     def _file(self, file: str) -> safe_open:
         if file not in self._open:

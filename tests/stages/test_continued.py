@@ -69,3 +69,34 @@ def test_a_stage_goes_on_under_another_layout(world, straight, source, target):
     assert got == pytest.approx(after, **tolerance)
     difference = largest_difference(weights(run.stage("sft").artifact), weights(whole.stage("sft").artifact))
     assert difference <= (WEIGHT_TOLERANCE if source != target else 0.0)
+
+
+LORA = {"model": {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0}}}
+MORE = {
+    "bf16": ("sft", {"precision": "bf16"}, 3e-3),  # masters of three kinds: BF16_Optimizer where gradients are summed in fp32
+    "sft with an adapter": ("sft", LORA, LOSS_TOLERANCE),
+    "dpo": ("dpo", {}, LOSS_TOLERANCE),
+}
+WAYS = [("dp2 tp2 zero1", "pp2 zero1"), ("pp2 zero1", "dp2 zero3"), ("dp2 zero3", "dp2 tp2 zero1")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way[0]} to {way[1]}")
+@pytest.mark.parametrize(("kind", "settings", "tolerance"), MORE.values(), ids=MORE.keys())
+def test_so_does_one_in_16_bit_with_an_adapter_or_of_pairs(world, way, kind, settings, tolerance):
+    source, target = way
+    stage = {"steps": 4, "log_every": 1, "keep": 2}
+    whole, run = (
+        make_run(world, kind=kind, checkpoint_every=SAVED_AT, stage=stage, **settings, **LAYOUTS[layout]) for layout in way
+    )
+    train(whole, kind, ranks=LAYOUTS[source]["ranks"])
+    shutil.copytree(whole.stage(kind).checkpoints / f"step{SAVED_AT}", run.stage(kind).checkpoints / f"step{SAVED_AT}")
+    if kind == "dpo":
+        shutil.copy(whole.stage(kind).path / "reference.npz", run.stage(kind).path / "reference.npz")
+    train(run, kind, ranks=LAYOUTS[target]["ranks"])
+
+    assert "continued by" in notes(run, kind)
+    assert curve(run, kind) == pytest.approx(curve(whole, kind)[SAVED_AT:], abs=tolerance)
+    assert held_out(run, kind)["after/loss"] == pytest.approx(held_out(whole, kind)["after/loss"], abs=tolerance)
+    if "precision" not in settings:  # numpy reads no bf16
+        ours, theirs = (weights(one.stage(kind).artifact) for one in (run, whole))
+        assert largest_difference(ours, theirs) <= WEIGHT_TOLERANCE

@@ -99,7 +99,7 @@ def _sgd(groups: list[dict], config: dict, *, lr: float, **adam: object) -> torc
 
 
 def plain_curves(world: Path, case: Case) -> Curves:
-    """What the same training is in one process without any of our engines. The same for every layout: see Case.sameness."""
+    """What the same training is in one process without any of our engines. The same for every layout: see Case.plain."""
     run = case_run(world, case)
     out = world / "plain" / f"{next(_ids)}-{os.getpid()}"
 

@@ -129,6 +129,7 @@ FEW = (
     case(tp=2, precision="bf16"),
     case(dp=2, precision="bf16", accum=2),
     case(pp=2, precision="bf16", accum=2),
+    case(model="gpt2", pp=2, precision="bf16", accum=2),
     case(sp=2, zero=3, precision="bf16"),
     case(tp=2, pp=2, accum=2, checkpointing="full"),
     case(sp=2, zero=3, checkpointing="full"),
@@ -169,6 +170,11 @@ _MATRIX = (
     *(case(precision="bf16", accum=2, **layout) for layout in (*DP2, {"tp": 2}, {"sp": 2}, {"sp": 2, "zero": 2})),
     *(case(precision="bf16", accum=2, optimizer="sgd", **layout) for layout in ({"dp": 2}, {"tp": 2, "dp": 2})),
     case(precision="bf16", accum=2, adapter=True, dp=2),
+    *(
+        case(precision="bf16", accum=8, optimizer="sgd", **layout)
+        for layout in ({"pp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2})
+    ),
+    *(case(model=family, precision="bf16", **layout) for family in FAMILIES[1:] for layout in FOUR),
     # checkpointing, packing, adapters, SGD, offload
     *(case(checkpointing="full", **layout) for layout in SHORT),
     *(case(checkpointing="full", model=model, tp=2, pp=2, accum=2) for model in ("gpt2", "gpt_neox", "gemma", "opt")),
