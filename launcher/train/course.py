@@ -130,6 +130,11 @@ def _arithmetic(course: Course, total: int) -> str:
 
 def _first_figures(course: Course, metrics: Metrics, inputs: str) -> dict[str, float]:
     before, _ = course.evaluate(course.engine)
+    if not all(map(math.isfinite, before.values())):
+        what = f"held out before the first step: {figures_text(before)}"
+        hint = "the weights that the stage starts from hold values that are not finite: check that folder"
+        where = f"stage {course.order.stage}, {course.order.model}"
+        raise LauncherError(Problem(code="E554", where=where, what=what, hint=hint))
     if course.ranks.first:
         write_json(_before_path(course), {"inputs": inputs, "before": before})
     metrics.log(0, {f"held_out/{name}": value for name, value in before.items()})

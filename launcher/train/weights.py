@@ -23,6 +23,7 @@ from launcher.train.pieces import Cut
 
 # Buffers that old checkpoints carry among their weights; today's models compute them.
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|rope\.inv_freq)$")
+FLOATS = ("F16", "BF16", "F32", "F64")
 LM_HEADS = ("lm_head.", "embed_out.")  # left over where a language model becomes a scoring model
 
 
@@ -77,16 +78,30 @@ class Weights:
         left = sorted(
             name for name in self._files if name not in used and not COMPUTED.search(name) and not name.startswith(tuple(spare))
         )
-        shapes = sorted(name for name, shape in wanted.items() if self.stored_name(name) and self._shape(name) != shape)
+        there = {name: shape for name, shape in wanted.items() if self.stored_name(name)}
+        shapes = sorted(
+            f"{name} {self._shape(name)} instead of {there[name]}" for name in there if self._shape(name) != there[name]
+        )
+        codes = sorted(f"{name} {self._dtype(name)}" for name in there if self._dtype(name) not in FLOATS)
         parts = [
-            f"{len(names)} {what}: {', '.join(names[:3])}"
-            for what, names in (("missing", missing), ("left over", left), ("of another shape", shapes))
+            f"{len(names)} {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+            for what, names in (
+                ("missing", missing),
+                ("left over", left),
+                ("of another shape", shapes),
+                ("not of 16, 32 or 64 bit floating point", codes),
+            )
             if names
         ]
         if parts:
             hint = "a new head may be missing, everything else must be there; check that config.json belongs to the weights"
             what = f"weights do not fit the model ({'; '.join(parts)})"
             raise LauncherError(Problem(code="E556", where=str(self.folder), what=what, hint=hint))
+
+    def _dtype(self, name: str) -> str:
+        stored = self.stored_name(name)
+        assert stored is not None
+        return str(self._file(self._files[stored]).get_slice(stored).get_dtype())
 
     def _shape(self, name: str) -> tuple[int, ...]:
         stored = self.stored_name(name)

@@ -113,6 +113,10 @@ def free_port() -> int:
 
 def _child(rank: int, world: int, port: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
     os.setsid()
+    import torch
+
+    # torch makes its thread pool anew in the first call behind a fork; two threads that make that call together crash.
+    torch.set_num_threads(1)
     os.environ.update(CPU_ENVIRONMENT)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world))
     os.environ.update(LOCAL_WORLD_SIZE=str(world), CROSS_RANK="0", CROSS_SIZE="1")
