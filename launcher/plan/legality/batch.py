@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import lcm
 
 from launcher.plan.asked import answer_tokens, batch_of, batch_path, global_of, rollout_of
 from launcher.plan.batch import nearest_micro, nearest_multiples
-from launcher.plan.legality.rule import Refusal, Rule, Spot
+from launcher.plan.legality.rule import Refusal, Rule, Spot, spots_of
 from launcher.spec.stages import Ppo
 
 
@@ -32,20 +33,33 @@ def answers_fit_the_positions(spot: Spot) -> Iterator[Refusal]:
 
 
 def batch_divides(spot: Spot) -> Iterator[Refusal]:
-    """global = micro x accumulation x dp, for a whole accumulation."""
+    """global = micro x accumulation x dp, for a whole accumulation, in every stage that takes it from the same place."""
     total, micro, dp = global_of(spot.job, spot.stage), batch_of(spot.job, spot.stage).micro_seqs, spot.dp
-    if dp is None or total % ((micro or 1) * dp) == 0:
+    path, units = batch_path(spot.job, spot.index, "global"), _units(spot)
+    common = lcm(*units.values())
+    if dp is None or total % common == 0:
         return
-    unit = (micro or 1) * dp
-    near = [f"{number} (nearest)" if not rank else str(number) for rank, number in enumerate(nearest_multiples(total, unit))]
+    near = [f"{number} (nearest)" if not rank else str(number) for rank, number in enumerate(nearest_multiples(total, common))]
     hint = f"use {' or '.join(near)}"
-    if micro is None:
+    if len(set(units.values())) > 1:
+        needs = ", ".join(f"{name} {unit}" for name, unit in units.items())
+        what = f"{total} is not a multiple of {common}, which its stages need together ({needs}: micro x data-parallel)"
+    elif micro is None:
         what = f"{total} is not a multiple of data-parallel = {dp}"
     else:
-        what = f"{total} is not a multiple of micro x data-parallel = {micro} x {dp} = {unit}"
+        what = f"{total} is not a multiple of micro x data-parallel = {micro} x {dp} = {common}"
         if total % dp == 0:
             hint += f", or micro {nearest_micro(micro, rows=total // dp)}, or leave batch.micro out and let the plan choose"
-    yield Refusal(path=batch_path(spot.job, spot.index, "global"), what=what, hint=hint)
+    yield Refusal(path=path, what=what, hint=hint)
+
+
+def _units(spot: Spot) -> dict[str, int]:
+    """micro x data parallel of every stage that takes its global batch from the same place as this one."""
+    path = batch_path(spot.job, spot.index, "global")
+    sharing = [other for other in spots_of(spot.case) if batch_path(other.job, other.index, "global") == path]
+    return {
+        other.stage.stage_name: (batch_of(other.job, other.stage).micro_seqs or 1) * other.dp for other in sharing if other.dp
+    }
 
 
 def rollout_divides(spot: Spot) -> Iterator[Refusal]:

@@ -90,7 +90,7 @@ def settings_of_zero_3_have_it(spot: Spot) -> Iterator[Refusal]:
 
 def ratio_is_of_something(spot: Spot) -> Iterator[Refusal]:
     if spot.asked.ratio is not None and spot.asked.optimizer != "cpu":
-        what = f"has no effect: the optimizer is on {spot.asked.optimizer}, a ratio is of one on cpu"
+        what = f"has no effect with offload.optimizer {spot.asked.optimizer or 'none'}: it divides one that is on cpu"
         hint = "remove it" if spot.case.cpu else "use optimizer: cpu, or remove it"
         yield Refusal(path=spot.parallel("offload", "ratio"), what=what, hint=hint)
 

@@ -137,3 +137,19 @@ def test_the_text_shows_degrees_only_where_there_are_any(make_job, plan, gpus):
     text = plan_text(plan(make_job({"parallel": {"tensor": 2, "pipeline": 2}}), machine=gpus))
     assert "ranks = dp x tp x pp x sp" in text
     assert "8 = 2 x 2 x 2 x 1" in text
+
+
+def test_one_batch_for_stages_with_other_replicas_names_once_what_they_need_together(make_job, plan, gpus):
+    rows = {"source": "python-docs", "max_tokens": 64}
+    stages = [
+        {"kind": "pretrain", "data": rows},
+        {"kind": "sft", "data": rows, "parallel": {"zero": 3}},
+    ]
+    job = make_job({"parallel": {"tensor": 2}, "batch.global": 12}, stages=stages)
+    with pytest.raises(LauncherError) as error:
+        plan(job, machine=gpus)
+    [problem] = error.value.problems
+
+    assert (problem.code, problem.hint) == ("E204", "use 16 (nearest) or 8")
+    assert "12 is not a multiple of 8, which its stages need together (pretrain 4, sft 8" in problem.what
+    assert plan(make_job({"parallel": {"tensor": 2}, "batch.global": 16}, stages=stages), machine=gpus)

@@ -177,7 +177,7 @@ CASES = {
     "a ratio of nothing": (
         {"parallel": {"zero": 3, "offload": {"ratio": 0.5}}},
         "gpus",
-        "[E221] parallel.offload.ratio: has no effect: the optimizer is on none, a ratio is of one on cpu\n"
+        "[E221] parallel.offload.ratio: has no effect with offload.optimizer none: it divides one that is on cpu\n"
         "  hint: use optimizer: cpu, or remove it",
         {"parallel.offload.optimizer": "cpu"},
     ),
