@@ -170,10 +170,7 @@ _MATRIX = (
     *(case(precision="bf16", accum=2, **layout) for layout in (*DP2, {"tp": 2}, {"sp": 2}, {"sp": 2, "zero": 2})),
     *(case(precision="bf16", accum=2, optimizer="sgd", **layout) for layout in ({"dp": 2}, {"tp": 2, "dp": 2})),
     case(precision="bf16", accum=2, adapter=True, dp=2),
-    *(
-        case(precision="bf16", accum=8, optimizer="sgd", **layout)
-        for layout in ({"pp": 2}, {"pp": 2, "dp": 2}, {"tp": 2, "pp": 2})
-    ),
+    *(case(precision="bf16", accum=8, optimizer="sgd", **layout) for layout in ({"pp": 2}, {"tp": 2, "pp": 2})),
     *(case(model=family, precision="bf16", **layout) for family in FAMILIES[1:] for layout in FOUR),
     # checkpointing, packing, adapters, SGD, offload
     *(case(checkpointing="full", **layout) for layout in SHORT),
