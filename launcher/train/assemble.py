@@ -1,4 +1,4 @@
-"""(run, stage, order, objective) → the engine that trains it. DO, collective: refuse, build, initialise, compare."""
+"""Task → the engine that trains it. DO, collective: refuse, build, initialise, compare."""
 
 from __future__ import annotations
 
@@ -9,43 +9,23 @@ from typing import Any
 import deepspeed
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from launcher.rundir.folder import RunDir
 from launcher.rundir.order import StageOrder
-from launcher.spec.job import JobSpec
-from launcher.spec.model import Lora
-from launcher.spec.stages import StageBase
 from launcher.train.adapters import attach_lora, restore_dtype
 from launcher.train.agreement import compare_engine, refuse_wrong_config
 from launcher.train.artifacts import Trained
 from launcher.train.balance import stage_blocks
 from launcher.train.building import Skeleton, base_of, fill, head_of, keep_only_block_inputs, make_skeleton, where_saved
 from launcher.train.engines import Engine, PipeEngine, PipeLoss, PlainEngine, WholeModel
-from launcher.train.mesh import Mesh
 from launcher.train.models import dtype_of, know_tokenizer, load_causal, load_reward, zero3_config
-from launcher.train.objectives import Objective
 from launcher.train.optimizer import decay_groups, make_optimizer, tie_twins
 from launcher.train.pieces import whole_pieces
 from launcher.train.pipeline import build_stages
 from launcher.train.scoring import TILE_TOKENS, Scorer
 from launcher.train.sequence import share_sequences
+from launcher.train.task import Task
 from launcher.train.tiling import tile_mlps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a story wants trained."""
-
-    run: RunDir
-    job: JobSpec
-    stage: StageBase
-    order: StageOrder
-    mesh: Mesh
-    tokenizer: PreTrainedTokenizerBase
-    objective: Objective
-    adapter: Lora | None
-    quantize: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,30 +7,26 @@ when to keep. Rows and rates depend on the step alone, so a run may go on under 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from launcher.errors import LauncherError, Problem
-from launcher.rundir.folder import RunDir, read_json, write_json
+from launcher.rundir.folder import read_json, write_json
 from launcher.rundir.inputs import stage_inputs
-from launcher.rundir.order import StageOrder
-from launcher.spec.job import JobSpec
-from launcher.spec.stages import StageBase
-from launcher.train.batches import Batch, micro_batches
+from launcher.train.batches import micro_batches
 from launcher.train.checkpoints import find_resume, seal, work_folder
 from launcher.train.engines import Engine, Scoring
 from launcher.train.metrics import Metrics
-from launcher.train.objectives import Objective
 from launcher.train.precision import LossScale
 from launcher.train.ranks import Ranks, broadcast
-from launcher.train.result import write_result
-from launcher.train.rows import Rows, global_batch, num_steps, step_rows
+from launcher.train.rows import global_batch, num_steps, step_rows
 from launcher.train.schedule import learning_rate
 from launcher.train.states import load_states, save_states
+from launcher.train.task import Task
 
 # Held-out figures, and accuracy per group of rows where there are groups.
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -38,19 +34,11 @@ Figures = tuple[dict[str, float], dict[str, float]]
 
 @dataclass(kw_only=True)
 class Course:
-    """What a run needs, and what came out of it."""
+    """A task and its engine, and what came out of them."""
 
-    run: RunDir
-    job: JobSpec
-    stage: StageBase
-    order: StageOrder
-    ranks: Ranks
-    rows: Rows
+    task: Task
     engine: Engine
-    objective: Objective
     evaluate: Callable[[Scoring], Figures]
-    pad: int
-    started: float = field(default_factory=time.time)
     check: Callable[[], None] | None = None  # before the first step; raises where the stage would train wrongly
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -61,23 +49,23 @@ class Course:
 
 def run_course(course: Course) -> None:
     """Train, with figures before and after. Collective."""
-    run, order, ranks, stage, engine = course.run, course.order, course.ranks, course.stage, course.engine
-    stage_dir = run.stage(order.stage)
-    inputs = stage_inputs(run, read_json(run.job_json), order)
-    total = num_steps(stage, order, len(course.rows.train))
-    resume = find_resume(stage_dir, order, ranks, inputs=inputs)
+    task, engine = course.task, course.engine
+    order, ranks, stage = task.order, task.ranks, task.stage
+    inputs = stage_inputs(task.run, read_json(task.run.job_json), order)
+    total = num_steps(stage, order, len(task.rows.train))
+    resume = find_resume(task.folder, order, ranks, inputs=inputs)
     course.notes += resume.notices
-    metrics = Metrics(
-        stage_dir, rank=ranks.rank, tensorboard=course.job.tensorboard, resume_step=resume.step if resume.folder else None
-    )
+    resumed_at = resume.step if resume.folder else None
+    metrics = Metrics(task.folder, rank=ranks.rank, tensorboard=task.job.tensorboard, resume_step=resumed_at)
     if course.check is not None:
         course.check()
+    kept: dict[str, Any] = {}
     if resume.folder:
         course.notes.append(f"resumed from step {resume.step}")
         course.before = _kept_figures(course, inputs)
+        kept = load_states(resume.folder, engine.raw, engine.pieces, engine.mesh)
     else:
         course.before = _first_figures(course, metrics, inputs)
-    kept = load_states(resume.folder, engine.raw, engine.pieces, engine.mesh) if resume.folder else {}
     scale = LossScale(engine.raw, skipped=int(kept.get("skipped", 0)))
     say(ranks, _arithmetic(course, total))
     for note in course.notes:
@@ -86,9 +74,9 @@ def run_course(course: Course) -> None:
         _train_step(course, metrics, scale, step=step, total=total)
         done = step + 1
         if order.checkpoint_every and done % order.checkpoint_every == 0:
-            written = work_folder(stage_dir) / f"step{done}"
+            written = work_folder(task.folder) / f"step{done}"
             save_states(written, engine.raw, engine.pieces, engine.mesh, step=done, extra={"skipped": scale.skipped})
-            seal(stage_dir, written, order, ranks, step=done, inputs=inputs, keep=stage.keep)
+            seal(task.folder, written, order, ranks, step=done, inputs=inputs, keep=stage.keep)
     course.steps = total
     course.after, course.groups = course.evaluate(engine)
     engine.settle()
@@ -98,12 +86,13 @@ def run_course(course: Course) -> None:
 
 
 def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int, total: int) -> None:
-    order, stage, mesh, train = course.order, course.stage, course.engine.mesh, course.rows.train
+    task, mesh, train = course.task, course.task.mesh, course.task.rows.train
+    order, stage, seed = task.order, task.stage, task.job.seed
     # Dropout depends on step and place only. A tensor group shares its seed, or replicated weights drift apart.
-    torch.manual_seed(hash((course.job.seed, step, mesh.dp_rank, mesh.pp_rank, mesh.sp_rank)) % 2**63)
-    numbers = step_rows(len(train), order, seed=course.job.seed, step=step)
+    torch.manual_seed(hash((seed, step, mesh.dp_rank, mesh.pp_rank, mesh.sp_rank)) % 2**63)
+    numbers = step_rows(len(train), order, seed=seed, step=step)
     batches = [
-        batch_of(course, [train[number] for number in micro])
+        task.collate([train[number] for number in micro])
         for micro in micro_batches(numbers, micro=order.micro_batch, replica=mesh.dp_rank, replicas=mesh.dp)
     ]
     rate = learning_rate(stage, step, total)
@@ -115,12 +104,8 @@ def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int
         metrics.log(step + 1, {**figures, **scale.figures(), "learning_rate": rate, "epoch": epoch})
 
 
-def batch_of(course: Course, rows: list[dict]) -> Batch:
-    return course.objective.collate(rows, pad=course.pad, multiple=course.engine.mesh.sp)
-
-
 def _arithmetic(course: Course, total: int) -> str:
-    order, mesh = course.order, course.engine.mesh
+    order, mesh = course.task.order, course.task.mesh
     return (
         f"{order.stage}: {total} steps of {global_batch(order)} = {order.micro_batch} per replica x {order.grad_accum} "
         f"accumulated x {order.dp} replicas; {mesh.text()} on {order.world} ranks, ZeRO {order.zero}, {order.precision}, "
@@ -133,9 +118,9 @@ def _first_figures(course: Course, metrics: Metrics, inputs: str) -> dict[str, f
     if not all(map(math.isfinite, before.values())):
         what = f"held out before the first step: {figures_text(before)}"
         hint = "the weights that the stage starts from hold values that are not finite: check that folder"
-        where = f"stage {course.order.stage}, {course.order.model}"
+        where = f"stage {course.task.order.stage}, {course.task.order.model}"
         raise LauncherError(Problem(code="E554", where=where, what=what, hint=hint))
-    if course.ranks.first:
+    if course.task.ranks.first:
         write_json(_before_path(course), {"inputs": inputs, "before": before})
     metrics.log(0, {f"held_out/{name}": value for name, value in before.items()})
     return before
@@ -144,7 +129,7 @@ def _first_figures(course: Course, metrics: Metrics, inputs: str) -> dict[str, f
 def _kept_figures(course: Course, inputs: str) -> dict[str, float]:
     """A resumed stage cannot measure the model it started from any more: the figures were kept beside the checkpoints."""
     try:
-        told = read_json(_before_path(course)) if course.ranks.first else {}
+        told = read_json(_before_path(course)) if course.task.ranks.first else {}
     except (OSError, ValueError):
         told = {}
     told = broadcast(told)
@@ -155,36 +140,22 @@ def _kept_figures(course: Course, inputs: str) -> dict[str, float]:
 
 
 def _before_path(course: Course) -> Path:
-    return course.run.stage(course.order.stage).path / "before.json"
+    return course.task.folder.path / "before.json"
 
 
 def _refuse_nan(course: Course, figures: dict[str, float], step: int) -> None:
+    order, stage = course.task.order, course.task.stage
     # In fp16 an infinite norm tells DeepSpeed to skip the step and lower the loss scale; at the lowest it stops.
-    norm = 0.0 if course.order.precision == "fp16" else figures["grad_norm"]
+    norm = 0.0 if order.precision == "fp16" else figures["grad_norm"]
     if math.isfinite(figures["loss"]) and math.isfinite(norm):
         return
     raise LauncherError(
         Problem(
             code="E554",
-            where=f"stage {course.order.stage}, step {step}",
+            where=f"stage {order.stage}, step {step}",
             what=f"loss {figures['loss']}, gradient norm {figures['grad_norm']}",
-            hint=f"lower lr ({course.stage.lr:g}) or raise warmup ({course.stage.warmup:g}); the steps before: metrics.jsonl",
+            hint=f"lower lr ({stage.lr:g}) or raise warmup ({stage.warmup:g}); the steps before: metrics.jsonl",
         )
-    )
-
-
-def tell(course: Course) -> None:
-    """result.json of the course as it stands. Collective."""
-    write_result(
-        course.run,
-        course.order,
-        course.ranks,
-        before=course.before,
-        after=course.after,
-        groups=course.groups,
-        steps=course.steps,
-        started=course.started,
-        notes=course.notes,
     )
 
 

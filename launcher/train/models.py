@@ -27,10 +27,9 @@ from launcher.rundir.folder import RunDir
 from launcher.rundir.order import StageOrder
 from launcher.spec.model import ModelSpec
 from launcher.train.adapters import quantization_config, refuse_unquantized
+from launcher.train.weights import LM_HEADS, refuse_misfits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What a causal model has and a scoring model has not: expected to be left over, never anything else.
-LM_HEADS = ("lm_head.", "embed_out.", "model.lm_head.")
 
 
 def zero3_config(ds_config: dict[str, object], order: StageOrder) -> HfDeepSpeedConfig | None:
@@ -116,29 +115,15 @@ def know_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
 
 
 def _check_keys(info: dict, head: tuple[str, ...], folder: Path) -> None:
-    missing = sorted(set(info["missing_keys"]) - set(head))
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(LM_HEADS))
-    mismatched = sorted(str(key) for key in info.get("mismatched_keys") or ())
-    errors = list(info.get("error_msgs") or ())
-    if missing or unexpected or mismatched or errors:
-        parts = [
-            f"{len(keys)} {what}: {', '.join(keys[:3])}"
-            for what, keys in (
-                ("missing", missing),
-                ("left over", unexpected),
-                ("of another shape", mismatched),
-                ("errors", errors),
-            )
-            if keys
-        ]
-        raise LauncherError(
-            Problem(
-                code="E556",
-                where=str(folder),
-                what=f"weights do not fit the model ({'; '.join(parts)})",
-                hint="a new head may be missing, everything else must be there; check that config.json belongs to the weights",
-            )
-        )
+    refuse_misfits(
+        folder,
+        {
+            "missing": sorted(set(info["missing_keys"]) - set(head)),
+            "left over": sorted(key for key in info["unexpected_keys"] if not key.startswith(LM_HEADS)),
+            "of another shape": sorted(str(key) for key in info.get("mismatched_keys") or ()),
+            "errors": list(info.get("error_msgs") or ()),
+        },
+    )
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

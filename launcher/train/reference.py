@@ -8,64 +8,51 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from datasets import Dataset
 
-from launcher.rundir.folder import RunDir, read_json
+from launcher.rundir.folder import read_json
 from launcher.rundir.inputs import stage_inputs
-from launcher.rundir.order import StageOrder
-from launcher.spec.stages import StageBase
-from launcher.train.batches import answered_pairs
 from launcher.train.engines import Scoring
 from launcher.train.evaluate import score_rows
-from launcher.train.ranks import Ranks, barrier, broadcast
-from launcher.train.rows import Rows, global_batch, num_steps, step_rows
+from launcher.train.ranks import barrier, broadcast
+from launcher.train.rows import global_batch, num_steps, step_rows
+from launcher.train.task import Task
 
 SIDES = ("chosen", "rejected")
 
 
-def with_reference(
-    run: RunDir,
-    order: StageOrder,
-    ranks: Ranks,
-    engine: Scoring,
-    rows: Rows,
-    *,
-    stage: StageBase,
-    seed: int,
-    pad: int,
-    batch: int,
-) -> Rows:
-    """The rows with reference_chosen and reference_rejected, in nats. Training rows that no step will use hold NaN."""
-    path = run.stage(order.stage).path / "reference.npz"
-    inputs = stage_inputs(run, read_json(run.job_json), order)
-    kept = broadcast(_read(path, inputs) if ranks.first else None)
+def with_reference(task: Task, engine: Scoring) -> Task:
+    """The task whose rows carry reference_chosen and reference_rejected, in nats; NaN in training rows that no step uses."""
+    rows, path = task.rows, task.folder.path / "reference.npz"
+    inputs = stage_inputs(task.run, read_json(task.run.job_json), task.order)
+    kept = broadcast(_read(path, inputs) if task.ranks.first else None)
     if kept is None:
-        score = partial(_nats, engine, pad=pad, batch=batch)
-        used = _used(len(rows.train), order, stage, seed)
+        used = _used(task)
         train = np.full((2, len(rows.train)), np.nan)
-        train[:, used] = score(rows.train.select(used))
-        kept = {"train": train, "held_out": score(rows.held_out)}
-        if ranks.first:
+        train[:, used] = _nats(task, engine, rows.train.select(used))
+        kept = {"train": train, "held_out": _nats(task, engine, rows.held_out)}
+        if task.ranks.first:
             _write(path, inputs, kept)
         barrier()
-    return replace(rows, train=_added(rows.train, kept["train"]), held_out=_added(rows.held_out, kept["held_out"]))
+    known = replace(rows, train=_added(rows.train, kept["train"]), held_out=_added(rows.held_out, kept["held_out"]))
+    return replace(task, rows=known)
 
 
-def _used(num_rows: int, order: StageOrder, stage: StageBase, seed: int) -> list[int]:
+def _used(task: Task) -> list[int]:
     """Row numbers that training will see, in rising order."""
-    steps = num_steps(stage, order, num_rows)
+    num_rows, order = len(task.rows.train), task.order
+    steps = num_steps(task.stage, order, num_rows)
     if steps * global_batch(order) >= num_rows:
         return list(range(num_rows))
-    return sorted({row for step in range(steps) for row in step_rows(num_rows, order, seed=seed, step=step)})
+    return sorted({row for step in range(steps) for row in step_rows(num_rows, order, seed=task.job.seed, step=step)})
 
 
-def _nats(engine: Scoring, rows: Dataset, *, pad: int, batch: int) -> np.ndarray:
-    nll, _ = score_rows(engine, rows, partial(answered_pairs, pad=pad, multiple=engine.mesh.sp), batch=batch)
+def _nats(task: Task, engine: Scoring, rows: Dataset) -> np.ndarray:
+    nll, _ = score_rows(engine, rows, task.collate, batch=task.held_out_micro)
     return -nll
 
 

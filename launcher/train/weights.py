@@ -10,6 +10,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from launcher.train.pieces import Cut
 # Buffers that old checkpoints carry among their weights; today's models compute them.
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|rope\.inv_freq)$")
 FLOATS = ("F16", "BF16", "F32", "F64")
-LM_HEADS = ("lm_head.", "embed_out.")  # left over where a language model becomes a scoring model
+# What a language model has and a scoring model has not: expected to be left over, never anything else.
+LM_HEADS = ("lm_head.", "embed_out.", "model.lm_head.")
 
 
 class Weights:
@@ -74,29 +76,24 @@ class Weights:
         missing = sorted(name for name in wanted if name not in new and self.stored_name(name) is None)
         used = {self.stored_name(name) for name in wanted} | {self.stored_name(name) for name, _ in model.named_buffers()}
         used |= {self.stored_name(name) for name in (model._tied_weights_keys or {})}
-        spare = [*LM_HEADS] if new else []
+        spare = LM_HEADS if new else ()
         left = sorted(
-            name for name in self._files if name not in used and not COMPUTED.search(name) and not name.startswith(tuple(spare))
+            name for name in self._files if name not in used and not COMPUTED.search(name) and not name.startswith(spare)
         )
         there = {name: shape for name, shape in wanted.items() if self.stored_name(name)}
         shapes = sorted(
             f"{name} {self._shape(name)} instead of {there[name]}" for name in there if self._shape(name) != there[name]
         )
         codes = sorted(f"{name} {self._dtype(name)}" for name in there if self._dtype(name) not in FLOATS)
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for what, names in (
-                ("missing", missing),
-                ("left over", left),
-                ("of another shape", shapes),
-                ("not of 16, 32 or 64 bit floating point", codes),
-            )
-            if names
-        ]
-        if parts:
-            hint = "a new head may be missing, everything else must be there; check that config.json belongs to the weights"
-            what = f"weights do not fit the model ({'; '.join(parts)})"
-            raise LauncherError(Problem(code="E556", where=str(self.folder), what=what, hint=hint))
+        refuse_misfits(
+            self.folder,
+            {
+                "missing": missing,
+                "left over": left,
+                "of another shape": shapes,
+                "not of 16, 32 or 64 bit floating point": codes,
+            },
+        )
 
     def _dtype(self, name: str) -> str:
         stored = self.stored_name(name)
@@ -107,6 +104,18 @@ class Weights:
         stored = self.stored_name(name)
         assert stored is not None
         return tuple(self._file(self._files[stored]).get_slice(stored).get_shape())
+
+
+def refuse_misfits(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """E556 where a folder's weights do not fit its model: names of tensors by what is wrong with them, three of each told."""
+    parts = [
+        f"{len(some)} {what}: {', '.join(some[:3])}{' …' if len(some) > 3 else ''}" for what, some in names.items() if some
+    ]
+    if not parts:
+        return
+    hint = "a new head may be missing, everything else must be there; check that config.json belongs to the weights"
+    what = f"weights do not fit the model ({'; '.join(parts)})"
+    raise LauncherError(Problem(code="E556", where=str(folder), what=what, hint=hint))
 
 
 def _files_of(folder: Path) -> dict[str, str]:

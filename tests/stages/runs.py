@@ -17,8 +17,9 @@ from pathlib import Path
 from launcher.dsconfig.render import ds_config
 from launcher.plan.plan import Memory, StagePlan
 from launcher.rundir.folder import RunDir, write_json
-from launcher.rundir.order import StageOrder, write_order
+from launcher.rundir.order import write_order
 from launcher.spec.job import JobSpec
+from tests.orders import make_order
 from tests.stages.harness import run_ranks
 
 VOCAB, PAD, END, FIRST = 64, 0, 1, 4
@@ -184,24 +185,18 @@ def make_run(
     degrees = {"dp": ranks // (tp * pp * sp), "tp": tp, "pp": pp, "sp": sp}
     plan = _stage_plan(kind, ranks, degrees, zero=zero, micro=micro, accum=accum, precision=precision, offload=offload)
     write_json(run.ds_config(kind), ds_config(checked, plan))
-    order = StageOrder(
+    order = make_order(
         stage=kind,
         kind=kind,
         world=ranks,
         **degrees,
         balance=balance,
-        device="cpu",
         precision=precision,
-        tf32=False,
         checkpointing=checkpointing,
         zero=zero,
         micro_batch=micro,
         grad_accum=accum,
-        max_tokens=32,
         checkpoint_every=checkpoint_every,
-        model="base/model",
-        tokenizer="base/tokenizer",
-        reward_model=None,
         model_kind="reward" if kind == "reward" else "causal",
     )
     write_order(run.order(kind), order)

@@ -13,33 +13,12 @@ import pytest
 from launcher.rundir.artifact import find_damage, read_manifest, sha256_file, write_manifest
 from launcher.rundir.folder import StageDir
 from launcher.rundir.order import StageOrder
+from tests.orders import make_order
 from tests.stages.harness import fork_ranks, run_ranks
 
 pytestmark = pytest.mark.ranks
 
-ORDER = StageOrder(
-    stage="sft",
-    kind="sft",
-    world=2,
-    dp=2,
-    tp=1,
-    pp=1,
-    sp=1,
-    balance="parameters",
-    device="cpu",
-    precision="fp32",
-    tf32=False,
-    checkpointing="none",
-    zero=1,
-    micro_batch=4,
-    grad_accum=1,
-    max_tokens=32,
-    checkpoint_every=1,
-    model="base/model",
-    tokenizer="base/tokenizer",
-    reward_model=None,
-    model_kind="causal",
-)
+ORDER = make_order(checkpoint_every=1)
 
 
 def recorded(module, name: str) -> list[str]:

@@ -106,35 +106,23 @@ def _read(run: RunDir, kind: str, writer: Callable[[Path], None], folder: Path) 
 def _assembled(run: RunDir, kind: str, writer: Callable[[Path], None], folder: Path):
     from launcher.rundir.order import read_order
     from launcher.spec.job import JobSpec
-    from launcher.train.assemble import Task, assemble
+    from launcher.train.assemble import assemble
     from launcher.train.batches import language_batch, scored_pairs
-    from launcher.train.mesh import make_mesh
-    from launcher.train.models import load_tokenizer
     from launcher.train.objectives import LANGUAGE, REWARD, Objective, bradley_terry, language_losses
-    from launcher.train.ranks import barrier, meet
+    from launcher.train.ranks import barrier
+    from launcher.train.task import begin
 
     order, job = read_order(run.order(kind)), JobSpec.model_validate_json(run.job_json.read_text())
-    ranks = meet(order)
-    if ranks.first and not folder.exists():
-        writer(folder)
-    barrier()
     objective = Objective(names=LANGUAGE, collate=language_batch, losses=language_losses)
     if kind == "reward":
         objective = Objective(
             names=REWARD, collate=scored_pairs, losses=lambda scores, batch: bradley_terry(scores[0], center=0.0)
         )
-    task = Task(
-        run=run,
-        job=job,
-        stage=job.stages[0],
-        order=order,
-        mesh=make_mesh(order, ranks),
-        tokenizer=load_tokenizer(run, order),
-        objective=objective,
-        adapter=job.model.adapter,
-        quantize=False,
-    )
-    return assemble(task), ranks
+    task = begin(run, job, job.stages[0], order, objective, adapter=job.model.adapter, quantize=False)
+    if task.ranks.first and not folder.exists():
+        writer(folder)
+    barrier()
+    return assemble(task), task.ranks
 
 
 def read(world: Path, writer: Callable[[Path], None], *, kind: str = "sft", layout: str = "alone") -> tuple[dict, dict]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.rundir.folder import RunDir
-from launcher.train import course, language
+from launcher.train import course, handing_over
 from tests.stages.equal_runs.compare import case_run, weights_of
 from tests.stages.equal_runs.table import Case, case
 from tests.stages.look import curve, largest_difference, train
@@ -37,8 +37,8 @@ def train_and_compare(world, each: Case) -> tuple[RunDir, float]:
             drift.write_text(str(largest))
         return hand_on(run_dir, order, ranks, trained)
 
-    hand_on = language.hand_on
-    with mock.patch.object(language, "hand_on", compared):
+    hand_on = handing_over.hand_on
+    with mock.patch.object(handing_over, "hand_on", compared):
         train(run, each.kind, ranks=each.ranks)
     return run, float(drift.read_text())
 

@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 from deepspeed.pipe import PipelineModule
 
-from launcher.train import building, course, engines, sharding
+from launcher.train import building, engines, sharding
+from launcher.train.task import Task
 from tests.stages.equal_runs.compare import ALLOWED, case_run, differences, train_case
 from tests.stages.equal_runs.table import Case, case
 from tests.stages.look import refused
@@ -63,8 +64,8 @@ def other_rows_on_rank_1():
         return row | {"input_ids": row["input_ids"][::-1]}
 
     calls: list[int] = []
-    made = course.batch_of
-    with mock.patch.object(course, "batch_of", reversed_rows):
+    made = Task.collate
+    with mock.patch.object(Task, "collate", reversed_rows):
         yield
 
 

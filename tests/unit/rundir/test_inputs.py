@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 
 from launcher.rundir.folder import RunDir, write_atomic, write_json
 from launcher.rundir.inputs import inputs_sha256, parent_stages, stage_inputs, weights_fingerprint
-from launcher.rundir.order import StageOrder
+from tests.orders import make_order
 
 JOB: dict = {
     "name": "job",
@@ -23,29 +24,7 @@ JOB: dict = {
         {"kind": "sft", "name": "tune", "from": "pretrain", "data": {"source": "/a.jsonl", "split": "train"}, "lr": 1e-3},
     ],
 }
-ORDER = StageOrder(
-    stage="tune",
-    kind="sft",
-    world=2,
-    dp=2,
-    tp=1,
-    pp=1,
-    sp=1,
-    balance="parameters",
-    device="cpu",
-    precision="fp32",
-    tf32=False,
-    checkpointing="none",
-    zero=1,
-    micro_batch=4,
-    grad_accum=4,
-    max_tokens=128,
-    checkpoint_every=10,
-    model="stages/pretrain/artifact",
-    tokenizer="base/tokenizer",
-    reward_model=None,
-    model_kind="causal",
-)
+ORDER = make_order(stage="tune", model="stages/pretrain/artifact")
 
 
 def changed(path: str, value: object) -> dict:
@@ -115,13 +94,13 @@ def test_the_stage_is_found_by_name_or_by_kind():
 
 def test_parents_are_read_from_the_order():
     assert parent_stages(ORDER) == {"model": "pretrain"}
-    base = StageOrder(**{**{name: getattr(ORDER, name) for name in ORDER.__slots__}, "model": "base/model"})
+    base = replace(ORDER, model="base/model")
     assert parent_stages(base) == {}
 
 
 def test_a_base_model_with_other_weights_gives_another_hash(tmp_path):
     run = RunDir(tmp_path / "job" / "id")
-    order = StageOrder(**{**{name: getattr(ORDER, name) for name in ORDER.__slots__}, "model": "base/model"})
+    order = replace(ORDER, model="base/model")
     write_json(run.stage("tune").prepared, {"fingerprint": "f"})
     write_atomic(run.base / "model" / "config.json", "{}")
     write_atomic(run.base / "model" / "model.safetensors", "a" * 3_000_000)
