@@ -105,7 +105,8 @@ def load(folder: Path, layout: dict[str, int]) -> dict[str, float]:
     else:
         skeleton = make_skeleton(folder, order, ModelSpec(source="random"), mesh, config, seed=0, adapter=None)
         if mesh.pp > 1:
-            kept, pieces = build_stages(skeleton, stage_blocks(skeleton, order, tiles=1), lambda *_: None)
+            blocks = stage_blocks(skeleton, order, tiles=1)
+            kept, pieces = build_stages(skeleton, blocks, score=lambda hidden: hidden, loss=lambda *_: None)
         else:
             kept, pieces = skeleton, fill(skeleton, [skeleton.model])
         local = sum(getattr(piece.weight, "ds_tensor", piece.weight).nbytes for piece in pieces)

@@ -124,11 +124,10 @@ def sums_in_fp32(layout: Layout | StagePlan) -> bool:
     """Whether gradients of several micro-batches are added up in fp32.
 
     In bf16 the error of a gradient grows with their number (64: 1.1e-2 against 6.8e-3, relative, measured). At ZeRO 1
-    BF16_Optimizer does it. Not in a pipeline: under our stages its gradients differ from one process's (the norm by 72 %; the
-    cause is not known), while bf16 sums are right. Nor with sequence ranks, which it takes for tensor ranks: all but the first
-    fail with no gradient to make the norm of (DeepSpeed 0.19.8 runtime/bf16_optimizer.py:573).
+    BF16_Optimizer does it, but takes sequence ranks for tensor ranks: all but the first fail with no gradient to make the norm
+    of (DeepSpeed 0.19.8 runtime/bf16_optimizer.py:573).
     """
-    works = layout.pp == 1 and (layout.sp == 1 or layout.zero >= 2)
+    works = layout.sp == 1 or layout.zero >= 2
     return layout.precision == "bf16" and layout.grad_accum > 1 and works
 
 

@@ -104,7 +104,7 @@ def whole_scorer(model: PreTrainedModel, task: Task) -> WholeModel:
 def _pipeline(task: Task, skeleton: Skeleton, ds_config: dict) -> PipeEngine:
     loss = PipeLoss(task.objective, tiles=num_tiles(task.order))
     blocks = stage_blocks(skeleton, task.order, tiles=loss.tiles)
-    stages, pieces = build_stages(skeleton, blocks, loss, saved=where_saved(task.order))
+    stages, pieces = build_stages(skeleton, blocks, score=loss.score, loss=loss, saved=where_saved(task.order))
     loss.head = skeleton.head
     raw = _initialize(stages, task, ds_config)
     return PipeEngine(raw, task.order, task.mesh, pieces, loss)

@@ -193,15 +193,17 @@ class PipeEngine:
 
 
 class PipeLoss:
-    """The loss function of the last stage, which gets the micro-batches in their order; what belongs to each is kept here.
+    """The end of the last stage: `score` is its head, the object itself the loss function. Micro-batches come in their order.
 
-    Not in DeepSpeed's labels: they would have to be tensors, and reading a number off the device waits for it.
+    What belongs to each is kept here and not in DeepSpeed's labels: they would have to be tensors, and reading a number off the
+    device waits for it.
     """
 
     def __init__(self, objective: Objective, *, tiles: int):
         self.objective, self.tiles = objective, tiles
         self.head: nn.Module | None = None  # set when the stage is built
         self._left: Iterator[Batch] = iter(())
+        self._batch: Batch | None = None
         self.factor = 0.0
         self.sums: list[Sums] = []
         self.scores: list[Scores] = []
@@ -210,16 +212,20 @@ class PipeLoss:
         self.factor, self.sums, self.scores = factor, [], []
         self._left = iter(batches)
 
-    def __call__(self, hidden_STH: Tensor, nothing: Tensor) -> Tensor:
-        batch = next(self._left)
+    def score(self, hidden_STH: Tensor) -> Tensor:
+        """(k, S) float32: the k scores of each sequence of the next micro-batch."""
+        self._batch = batch = next(self._left)
         assert self.head is not None
         if batch.goal.dim() == 1:
-            scores: Scores = (last_scores(self.head, hidden_STH, batch.goal),)
-        else:
-            scores = tuple(token_scores(self.head, hidden_STH, batch.goal, tiles=self.tiles))
+            return last_scores(self.head, hidden_STH, batch.goal).unsqueeze(0)
+        return torch.stack(token_scores(self.head, hidden_STH, batch.goal, tiles=self.tiles))
+
+    def __call__(self, scores_kS: Tensor, nothing: Tensor) -> Tensor:
+        scores: Scores = scores_kS.unbind()
         if not torch.is_grad_enabled():
             self.scores.append(scores)
-            return torch.zeros((), device=hidden_STH.device)  # DeepSpeed adds it to the loss of training, a scalar
-        sums = self.objective.losses(scores, batch)
+            return torch.zeros((), device=scores_kS.device)  # DeepSpeed adds it to the loss of training, a scalar
+        assert self._batch is not None
+        sums = self.objective.losses(scores, self._batch)
         self.sums.append({name: values.detach() for name, values in sums.items()})
         return sums["loss"].sum() * self.factor

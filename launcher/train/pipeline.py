@@ -21,6 +21,7 @@ from launcher.train.mesh import pipeline_topology
 from launcher.train.pieces import Piece
 
 Saved = Callable[[], AbstractContextManager]  # where the forward pass keeps what the backward pass needs
+Score = Callable[[Tensor], Tensor]  # hidden states of the last block → what the loss needs
 Wire = Tensor | tuple[Tensor, ...]  # hidden states, or (hidden states, positions); into the embedding: ids instead
 
 
@@ -56,14 +57,16 @@ class Body(nn.Module):
 
 
 class Head(nn.Module):
-    """Holds the head's weights for the optimizer and passes hidden states: the loss multiplies, in tiles (train/scoring.py)."""
+    """Hidden states → scores. Inside the module, not in the loss: weights that only the loss uses get no gradient from
+    DeepSpeed's BF16_Optimizer (docs/deepspeed-traps.md).
+    """
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: nn.Module, score: Score):
         super().__init__()
-        self.head = head
+        self.head, self._score = head, score
 
     def forward(self, wire: Wire) -> Tensor:
-        return wire[0] if isinstance(wire, tuple) else wire
+        return self._score(wire[0] if isinstance(wire, tuple) else wire)
 
 
 class NoPositions(nn.Module):
@@ -89,8 +92,9 @@ class Stages(PipelineModule):
 def build_stages(
     skeleton: Skeleton,
     blocks: Sequence[int],
-    loss: Callable[[Tensor, Tensor], Tensor],
     *,
+    score: Score,
+    loss: Callable[[Tensor, Tensor], Tensor],
     saved: Saved = nullcontext,
 ) -> tuple[Stages, list[Piece]]:
     """The PipelineModule of this rank's stage and its pieces. `blocks`: how many blocks each stage holds. Collective."""
@@ -103,9 +107,9 @@ def build_stages(
     layers = [
         TiedLayerSpec("embedding", Embedding, entry.embedding) if skeleton.tied else LayerSpec(Embedding, entry.embedding),
         *[LayerSpec(Body, skeleton.base, saved) for _ in blocks],
-        TiedLayerSpec("embedding", Embedding, entry.embedding, forward_fn=_pass)
+        TiedLayerSpec("embedding", Embedding, entry.embedding, forward_fn=_tied_head(score))
         if skeleton.tied
-        else LayerSpec(Head, skeleton.head),
+        else LayerSpec(Head, skeleton.head, score),
     ]
     stages = Stages(
         layers,
@@ -117,9 +121,9 @@ def build_stages(
     return stages, pieces
 
 
-def _pass(embedding: Embedding, wire: Wire) -> Tensor:
-    """The head's place in the last stage, where its weight is the embedding's."""
-    return wire[0] if isinstance(wire, tuple) else wire
+def _tied_head(score: Score) -> Callable[[Embedding, Wire], Tensor]:
+    """The head in the last stage, where its weight is the embedding's."""
+    return lambda _, wire: score(wire[0] if isinstance(wire, tuple) else wire)
 
 
 def _take_out(skeleton: Skeleton, family: Family, start: int, stop: int) -> list[nn.Module]:

@@ -54,7 +54,7 @@ def _load(run: RunDir) -> tuple[int, int, int]:
     watcher.start()
     skeleton = make_skeleton(run.path / order.model, order, ModelSpec(source="x"), mesh, config, seed=0, adapter=None)
     if mesh.pp > 1:
-        _, pieces = build_stages(skeleton, stage_blocks(skeleton, order, tiles=1), lambda *_: None)
+        _, pieces = build_stages(skeleton, stage_blocks(skeleton, order, tiles=1), score=lambda x: x, loss=lambda *_: None)
     else:
         pieces = fill(skeleton, [skeleton.model])
     done.set()

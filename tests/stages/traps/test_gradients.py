@@ -358,3 +358,34 @@ def test_an_offload_ratio_counts_sub_groups_and_one_cannot_be_halved():
     left, of_one = first(_left_on_the_device, 1_000_000_000)
     assert of_one == 1
     return 0.5 - left / of_one, 0.4
+
+
+class _HeadBeside(nn.Module):
+    """Two linear layers of which forward uses the first; the loss multiplies by the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lower, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, rows_S4):
+        return self.lower(rows_S4)
+
+
+def _head_beside(fp32_sums):
+    """How far a weight moves that the loss uses behind the module's forward, bf16 at ZeRO 1."""
+    section = {"data_types": {"grad_accum_dtype": "fp32"}} if fp32_sums else {}
+    model = _HeadBeside()
+    start = model.head.weight.detach().clone()
+    engine = initialize(model, ds_config(1, bf16={"enabled": True}, **section))
+    hidden = engine(two_rows().bfloat16())
+    engine.backward(engine.module.head(hidden).float().square().mean())
+    engine.step()
+    return float((engine.module.head.weight.detach().float() - start).abs().max())
+
+
+@trap(49)
+def test_with_fp32_sums_a_weight_that_only_the_loss_uses_gets_no_gradient():
+    moved, lost = each(_head_beside, False, True)
+    assert moved > 1e-2
+    return moved - lost, 1e-2

@@ -211,7 +211,7 @@ def test_zero_1_that_adds_up_in_fp32_ends_its_backward_pass_with_both_kinds_of_g
     assert (found["gradients"], found["gradient_copy"]) == (4 * load.num_params, 2 * load.num_params)
 
 
-@pytest.mark.parametrize("change", [{"precision": "fp32"}, {"precision": "fp16"}, {"pp": 2}, {"offload_optimizer": "cpu"}])
+@pytest.mark.parametrize("change", [{"precision": "fp32"}, {"precision": "fp16"}, {"sp": 2}, {"offload_optimizer": "cpu"}])
 def test_elsewhere_gradients_keep_the_precision_of_the_weights(load, layout, change):
     found = parts(load, replace(layout, grad_accum=2, **change))
     assert found["gradients"] == found["parameters"]
