@@ -47,6 +47,8 @@ def write_result(
             "groups": dict(groups or {}),
             "steps": steps,
             "world": ranks.world,
+            # plan.json is of the last attempt, which may have kept this stage as it was trained under another layout
+            "layout": {name: getattr(order, name) for name in ("dp", "tp", "pp", "sp", "zero", "precision")},
             "seconds": round(time.time() - started, 3),
             "cpu_s": [round(cpu_s, 2) for cpu_s, _ in costs],
             "peak_rss_bytes": [peak for _, peak in costs],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -95,6 +96,9 @@ def test_so_does_one_in_16_bit_with_an_adapter_or_of_pairs(world, way, kind, set
     train(run, kind, ranks=LAYOUTS[target]["ranks"])
 
     assert "continued by" in notes(run, kind)
+    order = LAYOUTS[target]
+    told = json.loads(run.stage(kind).result.read_text())["layout"]
+    assert (told["tp"], told["pp"], told["zero"]) == (order.get("tp", 1), order.get("pp", 1), order["zero"])
     assert curve(run, kind) == pytest.approx(curve(whole, kind)[SAVED_AT:], abs=tolerance)
     assert held_out(run, kind)["after/loss"] == pytest.approx(held_out(whole, kind)["after/loss"], abs=tolerance)
     if "precision" not in settings:  # numpy reads no bf16
