@@ -41,7 +41,7 @@ def _train_and_score(run: RunDir, kind: str) -> None:
         targets, ends = [[*ids[1:], -100] for ids in IDS], [len(ids) - 1 for ids in IDS]
         goal = torch.tensor(ends if kind == "reward" else targets)
         scores = course.engine.score(
-            [Batch(ids_ST=torch.tensor(IDS), goal=goal, num_rows=2, weight=2)] * course.order.grad_accum
+            [Batch(ids_ST=torch.tensor(IDS), goal=goal, num_rows=2, weight=2)] * course.task.order.grad_accum
         )
         course.engine.settle()
         if course.engine.mesh.scores and course.engine.mesh.dp_rank == 0:
