@@ -208,8 +208,8 @@ _code(
 )
 _code(
     "E206",
-    title="layer widths not packable",
-    when="A layer's width is no multiple of 32, which 4-bit weights need on a CPU.",
+    title="layer widths that nf4 gets wrong",
+    when="A layer's input width is a multiple of 16 and not of 64: on a CPU bitsandbytes would compute with wrong weights.",
     remedy="Change model.new, or leave model.quantize out.",
 )
 _code(
@@ -731,8 +731,8 @@ _code(
 _code(
     "E557",
     title="quantised base not possible",
-    when="The 4-bit base cannot be made: bitsandbytes is missing, no layer was quantised, or a width is no multiple of 32.",
-    remedy="Install zerolaunch[qlora], use widths that are multiples of 32, or train without quantize.",
+    when="The 4-bit base cannot be made: bitsandbytes is missing, or no layer was quantised.",
+    remedy="Install zerolaunch[qlora], or train without quantize.",
 )
 _code(
     "E558",

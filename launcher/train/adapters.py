@@ -1,7 +1,7 @@
 """LoRA and the 4-bit base: the adapter's settings, the checks that it is what was asked, and the merge that is shipped.
 
 Export rule: the adapter is merged into the unquantised base, checked by equal logits. A merge into 4-bit weights rounds them
-again, and after a forward pass on a CPU it merges garbage (bitsandbytes repacks the weights in place).
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from launcher.spec.model import Lora
 
 Task = Literal["causal", "reward"]
 TASKS = {"causal": "CAUSAL_LM", "reward": "SEQ_CLS"}
-BLOCK = 32  # bitsandbytes' CPU kernel repacks 4-bit weights in blocks of this many rows
 
 # Largest difference of a logit between merged and unmerged that counts as equal, relative to the largest logit (at least 1).
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -75,18 +74,27 @@ def restore_dtype(model: PeftModel, dtype: torch.dtype) -> None:
 
 
 def refuse_unquantized(model: PreTrainedModel, where: str) -> None:
-    """A model that stayed unquantised would train, only with another memory: count the layers. Widths as the kernel needs."""
+    """A model that stayed unquantised would train, only with another memory."""
+    if not _linears_4bit(model):
+        problem = Problem(code="E557", where=where, what="no layer was quantised", hint="leave model.quantize out")
+        raise LauncherError(problem)
+
+
+def forbid_repacking(model: PreTrainedModel) -> None:
+    """4-bit weights stay as they were loaded, so that every CPU computes the same and training goes on after an evaluation.
+
+    On CPUs with AVX512-BF16 bitsandbytes 0.50 repacks them in place at the first evaluation (nn/modules.py:613). That fails
+    where the columns are no multiple of 64 or the rows none of 32, rounds the scales to bf16, and the kernel for repacked
+    weights has no backward: later training steps lose the gradient that goes through the layer, without an error.
+    """
+    for linear in _linears_4bit(model):
+        linear.support_avx512bf16_for_cpu = False
+
+
+def _linears_4bit(model: PreTrainedModel) -> list[torch.nn.Linear]:
     from bitsandbytes.nn import Linear4bit  # optional package
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    if not layers:
-        what = "no layer was quantised"
-    else:
-        odd = [f"{name} ({m.out_features})" for name, m in layers.items() if m.out_features % BLOCK or m.in_features % BLOCK]
-        what = f"widths that are no multiple of {BLOCK}: {', '.join(odd[:3])}" if odd else ""
-    if what:
-        hint = f"use a model whose widths are multiples of {BLOCK}, or leave model.quantize out"
-        raise LauncherError(Problem(code="E557", where=where, what=what, hint=hint))
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
 def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:

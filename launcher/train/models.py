@@ -26,7 +26,7 @@ from launcher.errors import LauncherError, Problem
 from launcher.rundir.folder import RunDir
 from launcher.rundir.order import StageOrder
 from launcher.spec.model import ModelSpec
-from launcher.train.adapters import quantization_config, refuse_unquantized
+from launcher.train.adapters import forbid_repacking, quantization_config, refuse_unquantized
 from launcher.train.weights import LM_HEADS, refuse_misfits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,6 +100,7 @@ def _load(kind, folder, order, spec, tokenizer, *, head, quantize=False, **kwarg
     model, info = kind.from_pretrained(folder, dtype=dtype_of(order), output_loading_info=True, **kwargs)
     if quantize:
         refuse_unquantized(model, str(folder))
+        forbid_repacking(model)
     _check_keys(info, head, folder)
     know_tokenizer(model, tokenizer, folder)
     model.config.use_cache = False  # while training; hand_on writes it as true

@@ -8,19 +8,26 @@ from launcher.plan.batch import nearest_multiples
 from launcher.plan.legality.rule import Refusal, Rule, Spot
 from launcher.plan.shape import block_linears
 
-NF4_WIDTH_STEP = 32
+NF4_BLOCK = 64  # weights that share a scale, counted through the whole matrix
+AVX512_STEP = 16  # weights that the kernel reads at once
 
 
-def widths_can_be_packed(spot: Spot) -> Iterator[Refusal]:
-    """bitsandbytes repacks 4-bit weights on a CPU at the first evaluation and fails there on other widths."""
+def rows_find_their_scales(spot: Spot) -> Iterator[Refusal]:
+    """bitsandbytes 0.50 gives wrong weights for rows of 16, 48 or 96 on a CPU with AVX-512, silently.
+
+    csrc/cpu_ops.cpp, dequantizeBlockwise4bitCpu: row r begins at scale r * (width / 64), rounded down, though blocks run on
+    over the ends of rows. Rows of no multiple of 16, and all rows on other CPUs, go through its scalar loop, which is right;
+    GPUs run other code. Refused on every CPU: a plan says the same everywhere. test_adapters.py tells when it can go.
+    """
     job = spot.job
     if job.model.quantize is None or not spot.case.cpu:
         return
-    widths = sorted({size for linear in block_linears(spot.shape) for size in (linear.inputs, linear.outputs)})
-    odd = [width for width in widths if width % NF4_WIDTH_STEP]
-    if odd:
-        near = ", ".join(f"{width} -> {nearest_multiples(width, NF4_WIDTH_STEP)[0]}" for width in odd)
-        what = f"nf4 on a CPU needs layer widths that are multiples of {NF4_WIDTH_STEP}, got {', '.join(map(str, odd))}"
+    widths = sorted({linear.inputs for linear in block_linears(spot.shape)})
+    wrong = [width for width in widths if width % AVX512_STEP == 0 and width % NF4_BLOCK]
+    if wrong:
+        near = ", ".join(f"{width} -> {nearest_multiples(width, NF4_BLOCK)[0]}" for width in wrong)
+        rule = f"a multiple of {AVX512_STEP} and not of {NF4_BLOCK}"
+        what = f"nf4 on a CPU is wrong for layer inputs that are {rule}, got {', '.join(map(str, wrong))}"
         hint = f"change model.new ({near}), or leave quantize out" if job.model.new else "leave quantize out, or use a GPU"
         yield Refusal(path=("model", "quantize"), what=what, hint=hint)
 
@@ -55,10 +62,10 @@ def adapter_finds_its_targets(spot: Spot) -> Iterator[Refusal]:
 MODEL_RULES: tuple[Rule, ...] = (
     Rule(
         code="E206",
-        refuses="nf4 on a CPU with layer widths that are no multiples of 32",
-        because="bitsandbytes repacks 4-bit weights there in blocks of 32 and fails on others",
+        refuses="nf4 on a CPU with layer inputs that are a multiple of 16 and not of 64",
+        because="bitsandbytes' AVX-512 kernel takes the scales of other rows there, without an error",
         instead="the nearest widths, or no quantize",
-        find=widths_can_be_packed,
+        find=rows_find_their_scales,
     ),
     Rule(
         code="E209",

@@ -289,7 +289,7 @@ CASES = {
     "widths under nf4 on a CPU": (
         {"model.new.ffn": 176, "model.adapter": {"kind": "lora"}, "model.quantize": "nf4"},
         "cpu",
-        "[E206] model.quantize: nf4 on a CPU needs layer widths that are multiples of 32, got 176\n"
+        "[E206] model.quantize: nf4 on a CPU is wrong for layer inputs that are a multiple of 16 and not of 64, got 176\n"
         "  hint: change model.new (176 -> 192), or leave quantize out",
         {"model.new.ffn": 192},
     ),
@@ -426,6 +426,11 @@ def test_a_rollout_must_be_whole_batches(make_job, plan, ppo_chain):
 def test_nf4_widths_do_not_matter_on_a_gpu(make_job, plan, gpus):
     job = make_job({"model.new.ffn": 176, "model.adapter": {"kind": "lora"}, "model.quantize": "nf4"})
     assert plan(job, machine=gpus).stages
+
+
+def test_nf4_on_a_cpu_takes_widths_of_no_multiple_of_16(make_job, plan):
+    job = make_job({"model.new.ffn": 172, "model.adapter": {"kind": "lora"}, "model.quantize": "nf4"})
+    assert plan(job).stages
 
 
 def test_widths_of_a_published_model_are_named_without_a_new_width(make_job, plan):
