@@ -303,6 +303,13 @@ _code(
     when="hpz, quantized communication, an offload ratio or a balance is asked for where DeepSpeed does not read it.",
     remedy="Remove it, or use what is named.",
 )
+_code(
+    "E222",
+    title="family for planning only",
+    when="The model's family can be planned for and not trained yet, and the job is to run; or an adapter is asked for on a"
+    " model with experts.",
+    remedy="Train a model of the family that is named, or `launcher plan` with cluster.gpu and cluster.slots.",
+)
 
 # --- E3xx: DeepSpeed configs ---------------------------------------------------------------------------------------
 _code(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from launcher.errors import LauncherError, Problem
 from launcher.plan.gpus import GPUS, Gpu, gpu_named
+from launcher.plan.legality.model import untrained
 from launcher.plan.plan import Machine
+from launcher.plan.shape import ModelShape
 from launcher.spec.wording import nearest
 from launcher.units import GIB
 
@@ -44,6 +46,12 @@ def refuse_other_gpu(gpu_name: str | None, machine: Machine) -> None:
     what = f"{gpu_name} is named, but this machine has {machine.gpu or 'no GPU that can be used'}"
     hint = "run it where they are; to run here, remove gpu"
     raise LauncherError(Problem(code="E216", where=WHERE, what=what, hint=hint))
+
+
+def refuse_untrained(shape: ModelShape) -> None:
+    """LauncherError E222 for a family that can only be planned for: the rule of the plan lets it pass where a GPU is named."""
+    for said in untrained(shape):
+        raise LauncherError(Problem(code="E222", where="model.source", what=said.what, hint=said.hint))
 
 
 def _gpu(name: str) -> Gpu:

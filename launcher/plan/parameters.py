@@ -1,4 +1,4 @@
-"""ModelShape -> exact parameter counts: the causal model, the reward model, LoRA adapters, 4-bit weights.
+"""ModelShape -> exact parameter counts: the causal model, the reward model, one token's path, LoRA adapters, 4-bit weights.
 
 DERIVE, pure arithmetic. tests/stages/test_parameter_counts.py compares with the models that transformers builds.
 """
@@ -20,11 +20,33 @@ def norm_parameters(shape: ModelShape, width: int | None = None) -> int:
     return (width or shape.hidden) * (2 if shape.layer_norm else 1)
 
 
+def block_sizes(shape: ModelShape, *, tp: int = 1) -> tuple[int, ...]:
+    """Parameters of every block, in order, on the fullest of `tp` ranks. They differ where only some blocks have experts."""
+    kinds = {shape.has_experts(block): block for block in range(shape.layers)}  # one block of each kind
+    sizes = {experts: _block_size(shape, block, tp) for experts, block in kinds.items()}
+    return tuple(sizes[shape.has_experts(block)] for block in range(shape.layers))
+
+
 def block_parameters(shape: ModelShape, *, tp: int = 1) -> int:
-    """Parameters of one transformer block on the fullest of `tp` ranks: matrices are split, norms are not."""
-    matrices = sum(_linear_parameters(linear, tp) for linear in block_linears(shape))
+    """Parameters of the largest transformer block on the fullest of `tp` ranks: matrices are split, norms are not."""
+    return max(block_sizes(shape, tp=tp))
+
+
+def _block_size(shape: ModelShape, block: int, tp: int) -> int:
+    matrices = sum(_linear_parameters(linear, tp) for linear in block_linears(shape, block))
     of_heads = 2 * norm_parameters(shape, shape.head_dim) if shape.query_key_norm else 0
-    return matrices + shape.norms_per_block * norm_parameters(shape) + of_heads
+    experts = shape.experts * _expert_parameters(shape, tp=tp) + _router_parameters(shape) if shape.has_experts(block) else 0
+    return matrices + experts + shape.norms_per_block * norm_parameters(shape) + of_heads
+
+
+def _expert_parameters(shape: ModelShape, *, tp: int = 1) -> int:
+    """One expert: three matrices without a bias; every tensor rank has its columns of all experts."""
+    return 3 * -(-shape.hidden * shape.expert_ffn // tp)
+
+
+def _router_parameters(shape: ModelShape) -> int:
+    """Whole on every tensor rank: it chooses the experts of a token."""
+    return shape.experts * shape.hidden
 
 
 def vocabulary_parameters(shape: ModelShape, *, tp: int = 1) -> int:
@@ -45,12 +67,18 @@ def head_bias_parameters(shape: ModelShape, *, tp: int = 1) -> int:
 def body_parameters(shape: ModelShape) -> int:
     """Everything below the head: embeddings, blocks, the last norm."""
     embeddings = vocabulary_parameters(shape) + position_parameters(shape)
-    return embeddings + shape.layers * block_parameters(shape) + norm_parameters(shape)
+    return embeddings + sum(block_sizes(shape)) + norm_parameters(shape)
 
 
 def causal_parameters(shape: ModelShape) -> int:
     """Parameters of the causal language model; a tied head is counted once."""
     return body_parameters(shape) + (0 if shape.tied else vocabulary_parameters(shape)) + head_bias_parameters(shape)
+
+
+def active_parameters(shape: ModelShape) -> int:
+    """Parameters of the causal model but the experts that a token does not pass: 3.3 B of Qwen3-30B-A3B. Embeddings are in."""
+    idle = shape.experts - shape.experts_per_token
+    return causal_parameters(shape) - (shape.layers - shape.dense_layers) * idle * _expert_parameters(shape)
 
 
 def reward_parameters(shape: ModelShape) -> int:
@@ -59,7 +87,11 @@ def reward_parameters(shape: ModelShape) -> int:
 
 
 def adapted_linears(shape: ModelShape, adapter: Lora) -> tuple[Linear, ...]:
-    """The matrices of one block that get an adapter: all of them, or those with a named module."""
+    """The matrices of one block that get an adapter: all of them, or those with a named module.
+
+    Not of models with experts (E222): peft 0.21 gives the experts of mixtral and qwen3_moe matrices too, and of qwen2_moe not.
+    """
+    assert not shape.experts
     if adapter.targets == "all-linear":
         return block_linears(shape)
     wanted = {target.rsplit(".", 1)[-1] for target in adapter.targets}
@@ -78,4 +110,5 @@ def lora_parameters(shape: ModelShape, adapter: Lora, *, layers: int | None = No
 
 def quantized_weights(shape: ModelShape) -> int:
     """Weights that nf4 packs: the matrices of all blocks, not their biases, embeddings, norms or the head."""
+    assert not shape.experts  # E222: it comes with an adapter
     return shape.layers * sum(linear.num_weights for linear in block_linears(shape))

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.plan.away import away_machine, refuse_other_gpu
+from launcher.plan.away import away_machine, refuse_other_gpu, refuse_untrained
 from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
+from launcher.plan.shape import ModelShape
 from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob
 from launcher.supervise.facts import asked_slots, detect_machine, find_shape
@@ -24,7 +25,11 @@ def plan_of(loaded: LoadedJob, *, runs_root: Path) -> Plan:
     if cluster.gpu is None:
         return plan_here(loaded, runs_root=runs_root)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
-    return _plan(loaded, lambda: away_machine(gpu, slots=asked_slots(cluster, num_gpus=0) if counted else None))
+
+    def machine() -> Machine:
+        return away_machine(gpu, slots=asked_slots(cluster, num_gpus=0) if counted else None)
+
+    return _plan(loaded, machine, lambda: find_shape(loaded.job))
 
 
 def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> Plan:
@@ -36,13 +41,19 @@ def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> 
         refuse_other_gpu(job.cluster.gpu, found)
         return found
 
-    return _plan(loaded, machine)
+    def shape() -> ModelShape:
+        found = find_shape(job)
+        if job.cluster.gpu is not None:
+            refuse_untrained(found)
+        return found
+
+    return _plan(loaded, machine, shape)
 
 
-def _plan(loaded: LoadedJob, find_machine: Callable[[], Machine]) -> Plan:
+def _plan(loaded: LoadedJob, find_machine: Callable[[], Machine], shape_of: Callable[[], ModelShape]) -> Plan:
     job, problems = loaded.job, _backend_problems(loaded.job)
     machine = _fact(find_machine, problems)
-    shape = _fact(lambda: find_shape(job), problems)
+    shape = _fact(shape_of, problems)
     plan = None
     if machine is not None and shape is not None:
         plan = _fact(lambda: make_plan(job, machine=machine, shape=shape, places=loaded.places), problems)

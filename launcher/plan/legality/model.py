@@ -1,4 +1,4 @@
-"""Rules about the model: attention kernel, adapter and 4-bit widths."""
+"""Rules about the model: its family, attention kernel, adapter and 4-bit widths."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ from collections.abc import Iterator
 
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.legality.rule import Refusal, Rule, Spot
-from launcher.plan.shape import block_linears
+from launcher.plan.shape import PLANNED_ONLY, ModelShape, block_linears, nearest_trained
 
 NF4_BLOCK = 64  # weights that share a scale, counted through the whole matrix
 AVX512_STEP = 16  # weights that the kernel reads at once
+
+
+def untrained(shape: ModelShape) -> Iterator[Refusal]:
+    """What is said where a model is to be trained whose family can only be planned for."""
+    if shape.trainable:
+        return
+    what = f"{shape.family} can be planned for, not trained yet: the ranks do not know its blocks"
+    hint = f"train a {nearest_trained(shape.family)} model; `launcher plan` with cluster.gpu and cluster.slots plans this one"
+    yield Refusal(path=("model", "source"), what=what, hint=hint)
+
+
+def family_is_trained_here(spot: Spot) -> Iterator[Refusal]:
+    """A job that names its GPU may be planned for elsewhere; where it is to run all the same, supervise/planning.py refuses."""
+    if spot.job.cluster.gpu is None:
+        yield from untrained(spot.shape)
+
+
+def experts_get_no_adapter(spot: Spot) -> Iterator[Refusal]:
+    if spot.shape.experts and spot.job.model.adapter is not None:
+        what = f"lora on {spot.shape.family}: what peft would give its experts is not counted"
+        also = " and quantize" if spot.job.model.quantize else ""
+        hint = f"remove it{also}: all weights of a model with experts can be planned for"
+        yield Refusal(path=("model", "adapter"), what=what, hint=hint)
 
 
 def rows_find_their_scales(spot: Spot) -> Iterator[Refusal]:
@@ -49,7 +72,7 @@ def kernel_runs_here(spot: Spot) -> Iterator[Refusal]:
 
 def adapter_finds_its_targets(spot: Spot) -> Iterator[Refusal]:
     adapter = spot.job.model.adapter
-    if adapter is None or adapter.targets == "all-linear":
+    if adapter is None or adapter.targets == "all-linear" or spot.shape.experts:
         return
     names = list(dict.fromkeys(linear.name for linear in block_linears(spot.shape)))
     for target in adapter.targets:
@@ -60,6 +83,20 @@ def adapter_finds_its_targets(spot: Spot) -> Iterator[Refusal]:
 
 
 MODEL_RULES: tuple[Rule, ...] = (
+    Rule(
+        code="E222",
+        refuses=f"{', '.join(PLANNED_ONLY)}, but for `plan` with cluster.gpu",
+        because="their parameters are counted, their blocks not yet trained",
+        instead="the nearest family that is trained",
+        find=family_is_trained_here,
+    ),
+    Rule(
+        code="E222",
+        refuses="an adapter on a model with experts",
+        because="peft 0.21 puts matrices on each expert of mixtral and qwen3_moe, and on none of qwen2_moe",
+        instead="all weights",
+        find=experts_get_no_adapter,
+    ),
     Rule(
         code="E206",
         refuses="nf4 on a CPU with layer inputs that are a multiple of 16 and not of 64",

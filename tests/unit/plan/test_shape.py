@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.plan.shape import FAMILIES, block_linears, shape_from_config, shape_of_new
+from launcher.plan.shape import FAMILIES, PLANNED_FAMILIES, block_linears, nearest_trained, shape_from_config, shape_of_new
 from launcher.spec.model import NewModel
 
 GOOD = {
@@ -31,9 +31,10 @@ def test_absent_fields_take_the_defaults_of_transformers():
 
 
 def test_an_unknown_family_is_refused_with_the_families_that_work():
-    assert problems(GOOD | {"model_type": "mixtral"}) == (
-        "model/config.json [E212] model_type: 'mixtral' is not a family that can be planned "
-        "(llama, mistral, qwen2, qwen3, gemma, phi, phi3, gpt2, gpt_neox, opt)\n  hint: did you mean mistral?"
+    assert problems(GOOD | {"model_type": "gemma2"}) == (
+        "model/config.json [E212] model_type: 'gemma2' is not a family that can be planned "
+        "(llama, mistral, qwen2, qwen3, gemma, phi, phi3, gpt2, gpt_neox, opt, falcon, mixtral, qwen2_moe, qwen3_moe)\n"
+        "  hint: did you mean gemma?"
     )
 
 
@@ -78,6 +79,94 @@ def test_a_new_model_of_every_family_has_the_shape_that_was_asked(family):
     assert shape.ffn > shape.hidden
 
 
+FALCON = GOOD | {"model_type": "falcon"}
+MIXTRAL = GOOD | {"model_type": "mixtral", "num_key_value_heads": 2}
+QWEN2_MOE = GOOD | {"model_type": "qwen2_moe", "num_key_value_heads": 2, "moe_intermediate_size": 48, "num_hidden_layers": 6}
+QWEN3_MOE = QWEN2_MOE | {"model_type": "qwen3_moe"}
+
+
+@pytest.mark.parametrize(
+    ("more", "kv_heads", "norms"),
+    [
+        ({}, 1, 1),
+        ({"multi_query": False}, 4, 1),
+        ({"multi_query": False, "num_kv_heads": 2}, 4, 1),
+        ({"parallel_attn": False}, 1, 2),
+        ({"num_ln_in_parallel_attn": 2}, 1, 2),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2, 2),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, 4, 1),
+    ],
+)
+def test_falcon_has_the_heads_and_norms_of_its_architecture(more, kv_heads, norms):
+    shape = shape_from_config(FALCON | more, file="config.json")
+    assert (shape.kv_heads, shape.norms_per_block, shape.ffn, shape.tied) == (kv_heads, norms, 256, True)
+
+
+def test_an_expert_is_as_wide_as_mixtrals_mlp_and_a_token_passes_two():
+    shape = shape_from_config(MIXTRAL, file="config.json")
+    assert (shape.experts, shape.experts_per_token, shape.expert_ffn, shape.ffn) == (8, 2, 160, 320)
+    assert (shape.dense_layers, shape.shared_ffn, shape.window, shape.tied) == (0, 0, None, False)
+
+
+def test_a_token_passes_the_shared_expert_too():
+    shape = shape_from_config(QWEN2_MOE | {"shared_expert_intermediate_size": 96}, file="config.json")
+    assert (shape.experts, shape.experts_per_token, shape.ffn, shape.attention_bias) == (60, 4, 4 * 48 + 96, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "dense"),
+    [
+        ({}, ()),
+        ({"mlp_only_layers": []}, ()),
+        ({"mlp_only_layers": [0, 5, 9]}, (0, 5)),
+        ({"decoder_sparse_step": 2}, (0, 2, 4)),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": [2]}, (0, 1, 2, 3, 4)),
+    ],
+)
+@pytest.mark.parametrize("config", [QWEN2_MOE, QWEN3_MOE], ids=["qwen2_moe", "qwen3_moe"])
+def test_blocks_without_experts_are_those_that_are_listed_or_between_the_steps(config, more, dense):
+    shape = shape_from_config(config | more, file="config.json")
+    assert (shape.dense_blocks, shape.dense_layers) == (dense, len(dense))
+    assert [shape.has_experts(block) for block in range(6)] == [block not in dense for block in range(6)]
+
+
+def test_the_widest_block_says_how_many_columns_a_token_passes():
+    wide = QWEN3_MOE | {"intermediate_size": 1000, "num_experts_per_tok": 2}
+    assert shape_from_config(wide, file="config.json").ffn == 96
+    assert shape_from_config(wide | {"mlp_only_layers": [1]}, file="config.json").ffn == 1000
+    assert shape_from_config(wide | {"mlp_only_layers": list(range(6)), "intermediate_size": 64}, file="config.json").ffn == 64
+
+
+def test_experts_are_counted_under_both_names_that_transformers_has_for_them():
+    for config, name in ((MIXTRAL, "num_experts"), (QWEN3_MOE, "num_local_experts")):
+        assert shape_from_config(config | {name: 9}, file="config.json").experts == 9
+
+
+def test_broken_fields_of_experts_are_named():
+    text = problems(
+        QWEN3_MOE | {"num_experts": 4, "mlp_only_layers": "0", "decoder_sparse_step": 0, "moe_intermediate_size": None}
+    )
+    assert [line.split("] ")[1] for line in text.splitlines() if "[E213]" in line] == [
+        "num_experts_per_tok: 8 is more than the 4 experts",
+        "moe_intermediate_size: is missing",
+        "decoder_sparse_step: 0 is not a whole number of at least 1",
+        "mlp_only_layers: '0' is not a list of whole numbers",
+    ]
+
+
+def test_falcons_key_value_heads_are_named_as_its_config_names_them():
+    text = problems(FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3})
+    assert "num_kv_heads: 3 does not divide the 4 attention heads" in text
+
+
+def test_a_family_that_is_only_planned_for_names_one_that_can_be_trained():
+    untrained = {family: nearest_trained(family) for family in PLANNED_FAMILIES if family not in FAMILIES}
+    assert untrained == {"falcon": "gpt_neox", "mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
+    assert [nearest_trained(family) for family in FAMILIES] == list(FAMILIES)
+    assert not shape_from_config(MIXTRAL, file="config.json").trainable
+    assert shape_from_config(GOOD, file="config.json").trainable
+
+
 MISTRAL = GOOD | {"model_type": "mistral", "num_key_value_heads": 4}
 QWEN = GOOD | {"model_type": "qwen2"}
 
@@ -97,6 +186,16 @@ QWEN = GOOD | {"model_type": "qwen2"}
         (QWEN | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
         (QWEN | {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
         (QWEN | {"use_sliding_window": True, "max_window_layers": 1, "layer_types": ["full_attention"] * 2}, None),
+        (FALCON | {"sliding_window": 8}, None),
+        (MIXTRAL | {"sliding_window": 8}, 8),
+        (MIXTRAL | {"sliding_window": None}, None),
+        (QWEN2_MOE | {"sliding_window": 8}, None),
+        (QWEN2_MOE | {"use_sliding_window": True}, 4096),
+        (QWEN2_MOE | {"use_sliding_window": True, "max_window_layers": 0}, None),
+        (QWEN2_MOE | {"use_sliding_window": True, "layer_types": ["full_attention"] * 6}, None),
+        (QWEN3_MOE | {"sliding_window": 8}, None),
+        (QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 8}, 8),
+        (QWEN3_MOE | {"use_sliding_window": True, "sliding_window": None}, None),
     ],
 )
 def test_a_sliding_window_is_one_that_a_layer_really_has(config, window):
@@ -114,3 +213,17 @@ def test_the_matrices_of_a_block_are_named_as_transformers_names_them():
         ("up_proj", 64, 160),
         ("down_proj", 160, 64),
     ]
+
+
+def names(config, block=0):
+    return [linear.name for linear in block_linears(shape_from_config(config, file="config.json"), block)]
+
+
+def test_experts_are_no_matrices_of_their_own_but_the_shared_one_is():
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    mlp = ["gate_proj", "up_proj", "down_proj"]
+    assert names(MIXTRAL) == attention
+    assert names(QWEN2_MOE) == [*attention, *mlp, "shared_expert_gate"]
+    assert names(QWEN3_MOE | {"mlp_only_layers": [1]}, block=0) == attention
+    assert names(QWEN3_MOE | {"mlp_only_layers": [1]}, block=1) == attention + mlp
+    assert names(FALCON) == ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]

@@ -1,0 +1,1 @@
+"""What families of models are made of: config.json of each, read, and the matrices of its blocks."""
