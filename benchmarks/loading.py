@@ -162,7 +162,8 @@ def run_layout(folder: Path, name: str) -> list[dict[str, float]]:
 
 def predicted(layers: int, layout: dict[str, int]) -> list[int]:
     """Bytes of each rank while it loads, as the plan has them."""
-    from launcher.plan.memory import Layout, loading_bytes
+    from launcher.plan.layout import Layout
+    from launcher.plan.memory import loading_bytes
     from launcher.plan.shape import shape_from_config
     from launcher.plan.share import shares_of
 

@@ -22,6 +22,13 @@ def count_text(number: float) -> str:
     return f"{number:.0f}"
 
 
+def short_seconds_text(seconds: float) -> str:
+    """`1.24 s`, `73 ms`, `3 min 20 s`: of one step."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 100 else seconds_text(seconds)
+
+
 def seconds_text(seconds: float) -> str:
     """`43 s`, `4 min 10 s`, `2 h 5 min`."""
     whole = round(seconds)

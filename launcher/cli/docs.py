@@ -1,4 +1,4 @@
-"""What the code says -> docs/{errors,cli,parallelism}.md. `python -m launcher.cli.docs [ROOT]` writes them; a test compares."""
+"""What the code says -> docs/{errors,cli,parallelism,planner}.md. `python -m launcher.cli.docs [ROOT]` writes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from launcher.cli.docs_parallelism import parallelism_text
+from launcher.cli.docs_planner import planner_text
 from launcher.cli.main import COMMANDS, make_parser
 from launcher.errors import CATALOGUE, EXIT_CODES
 from launcher.rundir.folder import write_atomic
@@ -59,7 +60,12 @@ def _cell(text: str) -> str:
 
 def doc_texts(root: Path) -> dict[str, str]:
     """Path below the repository, which is at `root`, -> text."""
-    return {"docs/errors.md": errors_text(), "docs/cli.md": cli_text(), "docs/parallelism.md": parallelism_text(root)}
+    return {
+        "docs/errors.md": errors_text(),
+        "docs/cli.md": cli_text(),
+        "docs/parallelism.md": parallelism_text(root),
+        "docs/planner.md": planner_text(root),
+    }
 
 
 def main(root: Path) -> None:

@@ -25,9 +25,9 @@ _INTRO = """\
 Built by `python -m launcher.cli.docs` from the legality table (`launcher/plan/legality/`) and the last `make test-matrix`.
 
 `ranks = data x tensor x pipeline x sequence`. The ranks of one replica (tensor x pipeline x sequence) work on the same rows,
-and `batch.global = micro x accumulation x data`, where data counts replicas. `parallel: auto` is plain data parallelism with
-the cheapest ZeRO stage that fits; degrees are used where they are asked for, in `parallel` of the job or of one stage (a
-stage's block replaces the job's as a whole).
+and `batch.global = micro x accumulation x data`, where data counts replicas. `parallel: auto` leaves
+all of it to the plan: it times every legal layout that fits and takes the fastest (docs/planner.md). In a `parallel` block, of
+the job or of one stage (a stage's block replaces the job's as a whole), degrees that are not named are 1.
 
 | degree | what is shared | what it is for | what it costs |
 |---|---|---|---|

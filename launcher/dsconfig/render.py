@@ -8,8 +8,9 @@ DeepSpeed takes the stage's without a word. There is no "tensor_parallel" sectio
 from __future__ import annotations
 
 from launcher.plan.asked import Asked, parallel_of
-from launcher.plan.memory import LIVE_PARAMETERS, NVME_BUFFERS, SUB_GROUP_ELEMENTS, reduce_bucket_elements, sums_in_fp32
+from launcher.plan.layout import sums_in_fp32
 from launcher.plan.plan import StagePlan
+from launcher.plan.states import LIVE_PARAMETERS, NVME_BUFFERS, SUB_GROUP_ELEMENTS, reduce_bucket_elements
 from launcher.spec.job import JobSpec
 
 DsConfig = dict[str, object]

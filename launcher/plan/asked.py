@@ -36,6 +36,7 @@ class Asked:
     hpz: int | None = None
     quantized_weights: bool = False
     quantized_gradients: bool = False
+    searches: bool = False  # the plan chooses the degrees
 
     @property
     def replica(self) -> int:
@@ -62,7 +63,7 @@ class Asked:
         return 1 if self.pipeline > 1 else 3 if self.only_at_zero_3 else None
 
 
-FREE = Asked()
+FREE = Asked(searches=True)
 
 
 def parallel_of(job: JobSpec, stage: Stage) -> Asked:
@@ -94,8 +95,8 @@ def parallel_path(job: JobSpec, index: int, *fields: str) -> FieldPath:
 
 
 def world_of(job: JobSpec, machine: Machine) -> int:
-    """Ranks of every stage: what the job asks, or all the machine has."""
-    return job.cluster.slots or machine.slots
+    """Ranks of every stage: what the job asks of each host, or all the machine has."""
+    return (job.cluster.slots or machine.slots) * machine.nodes
 
 
 def precision_of(job: JobSpec, stage: Stage, machine: Machine) -> Precision:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from launcher.plan.plan import Machine, Plan, StagePlan
-from launcher.units import bytes_text, count_text
+from launcher.plan.plan import Cost, Machine, Plan, StagePlan, Time
+from launcher.units import bytes_text, count_text, seconds_text, short_seconds_text
 
-HEAD = ("stage", "ranks", "ZeRO", "precision", "micro x accum x dp = global", "tokens", "memory of a rank", "fits")
+HEAD = ("stage", "ranks", "ZeRO", "precision", "micro x accum x dp = global", "tokens", "memory of a rank", "fits", "a step")
 DEGREES_HEAD = "ranks = dp x tp x pp x sp"
 
 
@@ -19,7 +19,7 @@ def plan_text(plan: Plan, *, rejected: bool = False) -> str:
     plain = all(stage.dp == stage.world for stage in plan.stages)
     head = HEAD if plain else (HEAD[0], DEGREES_HEAD, *HEAD[2:])
     rows = [_row(stage, plain=plain) for stage in plan.stages]
-    lines = [f"{plan.job} on {machine_text(plan.machine)}", "", *table([head, *rows])]
+    lines = [f"{plan.job} on {machine_text(plan.machine)}, speeds by {plan.calibration}", "", *table([head, *rows])]
     for stage in plan.stages:
         lines += ["", *_stage_lines(stage)]
         if rejected:
@@ -30,7 +30,8 @@ def plan_text(plan: Plan, *, rejected: bool = False) -> str:
 def machine_text(machine: Machine) -> str:
     """`8 x h100-80gb, 79.2 GiB each` or `2 CPU processes, 12.0 GiB each`."""
     device = f"{machine.slots} x {machine.gpu or 'GPU'}" if machine.device == "cuda" else f"{machine.slots} CPU processes"
-    return f"{device}, {bytes_text(machine.memory_bytes)} each"
+    hosts = f"{machine.nodes} hosts with " if machine.nodes > 1 else ""
+    return f"{hosts}{device}, {bytes_text(machine.memory_bytes)} each"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -50,6 +51,7 @@ def _row(stage: StagePlan, *, plain: bool) -> tuple[str, ...]:
         str(stage.max_tokens),
         f"{bytes_text(stage.memory.peak_bytes)} of {bytes_text(stage.memory.limit_bytes)}",
         fit_text(stage.memory.p_fit),
+        short_seconds_text(stage.time.step_s) if stage.time else "not known",
     )
 
 
@@ -60,10 +62,10 @@ def _offload_text(stage: StagePlan) -> str:
 
 
 def fit_text(p_fit: float | None) -> str:
-    """In words: how sure the memory model is. It is not calibrated, 90 % of true peaks are below 1.38 times its figure."""
+    """In words: how sure the memory model is."""
     if p_fit is None:
         return "not known"
-    return "yes" if p_fit >= 0.95 else "likely" if p_fit >= 0.9 else "tight"
+    return "yes" if p_fit >= 0.95 else "likely" if p_fit >= 0.8 else "tight"
 
 
 def _stage_lines(stage: StagePlan) -> Iterator[str]:
@@ -75,8 +77,28 @@ def _stage_lines(stage: StagePlan) -> Iterator[str]:
         yield f"  host    {bytes_text(stage.memory.host_peak_bytes)} a rank"
     if stage.memory.disk_bytes:
         yield f"  disk    {bytes_text(stage.memory.disk_bytes)} of checkpoints and artifact"
+    if stage.time:
+        yield from _time_lines(stage.time)
+    if stage.cost:
+        yield from _cost_lines(stage.cost)
     for reason in stage.reasons:
         yield f"  why     {reason.text} [{reason.code}]"
+
+
+def _time_lines(time: Time) -> Iterator[str]:
+    parts = sorted(time.parts.items(), key=lambda part: -part[1])
+    shares = ", ".join(f"{name} {part / time.step_s:.0%}" for name, part in parts if part / time.step_s >= 0.005)
+    yield f"  time    {short_seconds_text(time.low_s)} to {short_seconds_text(time.high_s)} a step: {shares}"
+    speed = f"{count_text(time.tokens_per_s)} tokens/s, MFU {time.mfu:.0%} ({time.mfu_causal:.0%} of what a causal model needs)"
+    total = f", {seconds_text(time.total_s)} for the stage" if time.total_s is not None else ""
+    yield f"  speed   {speed}{total}"
+
+
+def _cost_lines(cost: Cost) -> Iterator[str]:
+    known = ((cost.amount, cost.currency), (cost.kwh, "kWh"), (cost.co2_kg, "kg CO2"))
+    words = [f"{value:,.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}" for value, unit in known if value is not None]
+    if words:
+        yield f"  cost    {', '.join(words)}"
 
 
 def _rejected_lines(stage: StagePlan) -> Iterator[str]:

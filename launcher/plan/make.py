@@ -1,6 +1,6 @@
 """(JobSpec, Machine, ModelShape) -> Plan: every number of every stage, each with its reason, or every problem at once.
 
-DERIVE, pure: facts about the machine and the model come in as arguments. The rules are in legality/, the search in choose.py.
+DERIVE, pure: facts about the machine and the model come in as arguments. The rules are in legality/, the search in search.py.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from launcher.plan.asked import (
     max_tokens_of,
     parallel_of,
     precision_of,
+    rollout_of,
 )
-from launcher.plan.choose import Chosen, Ground, Pinned, choose
+from launcher.plan.cost.of_stage import Clock, Rollout
+from launcher.plan.cost.rates import Rates, catalogue_rates
+from launcher.plan.degrees import legal_degrees
+from launcher.plan.ladder import Ground, Pinned
 from launcher.plan.legality.rule import Case, Spot, spots_of
 from launcher.plan.legality.table import find_illegal
-from launcher.plan.memory import Load, artifact_bytes, checkpoint_bytes
-from launcher.plan.plan import Machine, Plan, StagePlan
+from launcher.plan.load import Load
+from launcher.plan.memory import artifact_bytes, checkpoint_bytes
+from launcher.plan.plan import Machine, Plan, Precision, Rejected, StagePlan
+from launcher.plan.search import Found, merged, search
 from launcher.plan.shape import ModelShape
 from launcher.plan.smallest_change import smallest_change
+from launcher.plan.told import cost_told, time_told
 from launcher.spec.job import JobSpec
 from launcher.spec.places import Finding, Places
-from launcher.spec.stages import Stage
+from launcher.spec.stages import Ppo, Stage
 from launcher.units import bytes_text
 
 CHECKPOINTS_PER_STAGE = 5
@@ -36,13 +43,18 @@ FEWEST_STEPS_BETWEEN = 25
 STEPS_BETWEEN_WHERE_UNKNOWN = 500
 
 
-def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places) -> Plan:
-    """The plan of every stage. LauncherError with all E2xx problems; memory is judged only where the arithmetic is right."""
+def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places, rates: Rates | None = None) -> Plan:
+    """The plan of every stage. LauncherError with all E2xx problems; memory is judged only where the arithmetic is right.
+
+    `rates`: None takes the catalogue's.
+    """
+    rates = rates or catalogue_rates(machine)
     case = Case(job=job, machine=machine, shape=shape)
     _raise_if_any(find_illegal(case), places)
-    planned = [_stage(spot) for spot in spots_of(case)]
+    planned = [_stage(spot, rates) for spot in spots_of(case)]
     _raise_if_any([item for item in planned if isinstance(item, Finding)], places)
-    plan = Plan(job=job.name, machine=machine, stages=tuple(item for item in planned if isinstance(item, StagePlan)))
+    stages = tuple(item for item in planned if isinstance(item, StagePlan))
+    plan = Plan(job=job.name, machine=machine, calibration=rates.calibration, stages=stages)
     _raise_if_any(_disk_findings(case, plan), places)
     return plan
 
@@ -76,30 +88,76 @@ def pinned_of(job: JobSpec, stage: Stage) -> Pinned:
         micro=batch_of(job, stage).micro_seqs,
         hpz=asked.hpz or 1,
         ratio=asked.ratio or 1.0,
+        quantized_weights=asked.quantized_weights,
+        quantized_gradients=asked.quantized_gradients,
     )
 
 
-def _stage(spot: Spot) -> StagePlan | Finding:
-    job, stage, asked = spot.job, spot.stage, spot.asked
+def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
+    job, stage = spot.job, spot.stage
     load, pinned = load_of(job, stage, spot.shape), pinned_of(job, stage)
-    assert spot.dp is not None  # legality: the degrees divide the ranks
-    ground = Ground(
+    precision = precision_of(job, stage, spot.case.machine)
+    speeds = rates.speeds(spot.case.machine)
+    clock = Clock(load, speeds, rollout=_rollout(job, stage), scale=rates.scale(precision).time) if speeds else None
+    grounds: list[Ground] = []
+    illegal: list[Rejected] = []
+    for world in _worlds(spot, rates):
+        degrees, refused = legal_degrees(spot if world == spot.case.world else _smaller(spot, world))
+        illegal += refused if world == spot.case.world else []
+        grounds += [_ground(spot, world, one, precision, rates) for one in degrees]
+    found = search(load, grounds, pinned, clock, objective=job.objective)
+    if found is None:
+        return _no_plan(spot.index, load, grounds[0], pinned)
+    return _stage_plan(spot, load, replace(found, rejected=(*found.rejected, *merged(illegal))), rates)
+
+
+def _rollout(job: JobSpec, stage: Stage) -> Rollout | None:
+    if not isinstance(stage, Ppo):
+        return None
+    prompts = rollout_of(job, stage)
+    return Rollout(prompts=prompts, steps=prompts // global_of(job, stage) * stage.ppo_epochs)
+
+
+def _worlds(spot: Spot, rates: Rates) -> list[int]:
+    """All ranks; where the cheapest plan is wanted, halves of them too, down to one."""
+    world = spot.case.world
+    if spot.job.objective != "cost" or not spot.asked.searches or rates.gpu is None:
+        return [world]
+    halves = [world]
+    while halves[-1] % 2 == 0:
+        halves.append(halves[-1] // 2)
+    return [one for one in halves if global_of(spot.job, spot.stage) % one == 0 or one == world]
+
+
+def _smaller(spot: Spot, world: int) -> Spot:
+    """The same stage on fewer ranks: whole hosts as long as there are such."""
+    machine = spot.case.machine
+    nodes = max(1, world // machine.slots)
+    cluster = spot.job.cluster.model_copy(update={"slots": None})
+    job = spot.job.model_copy(update={"cluster": cluster})
+    case = replace(spot.case, job=job, machine=replace(machine, nodes=nodes, slots=world // nodes))
+    return replace(spot, case=case)
+
+
+def _ground(spot: Spot, world: int, degrees: tuple[int, int, int], precision: Precision, rates: Rates) -> Ground:
+    tp, pp, sp = degrees
+    return Ground(
         machine=spot.case.machine,
-        dp=spot.dp,
-        tp=asked.tensor,
-        pp=asked.pipeline,
-        sp=asked.sequence,
-        precision=precision_of(job, stage, spot.case.machine),
-        global_batch=global_of(job, stage),
+        dp=world // (tp * pp * sp),
+        tp=tp,
+        pp=pp,
+        sp=sp,
+        precision=precision,
+        global_batch=global_of(spot.job, spot.stage),
+        memory_scale=rates.scale(precision).memory,
     )
-    chosen = choose(load, ground, pinned)
-    if chosen is None:
-        return _no_plan(spot.index, load, ground, pinned)
-    return _stage_plan(spot, load, ground, chosen)
 
 
-def _stage_plan(spot: Spot, load: Load, ground: Ground, chosen: Chosen) -> StagePlan:
-    stage, layout, every = spot.stage, chosen.layout, _checkpoint_every(spot.stage)
+def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan:
+    stage, every = spot.stage, _checkpoint_every(spot.stage)
+    fit = found.chosen.fit
+    ground, layout = fit.ground, fit.layout
+    time = time_told(load, stage, ground, found.chosen.time, rates)
     return StagePlan(
         name=stage.stage_name,
         kind=load.kind,
@@ -120,9 +178,13 @@ def _stage_plan(spot: Spot, load: Load, ground: Ground, chosen: Chosen) -> Stage
         checkpoint_every=every,
         num_params=load.num_params,
         num_trainable=load.num_trainable,
-        memory=replace(chosen.memory, disk_bytes=_stage_disk_bytes(load, stage, chosen)),
-        reasons=reasons.reasons_of(spot, load, ground, chosen, checkpoint_every=every),
-        rejected=chosen.rejected,
+        memory=replace(fit.memory, disk_bytes=_stage_disk_bytes(load, stage, layout.precision)),
+        time=time,
+        cost=cost_told(time, ground, rates),
+        reasons=reasons.reasons_of(spot, load, found, checkpoint_every=every),
+        rejected=found.rejected,
+        pareto=found.front,
+        judged=found.judged,
         hidden=spot.shape.hidden,
     )
 
@@ -136,8 +198,8 @@ def _checkpoint_every(stage: Stage) -> int:
     return max(FEWEST_STEPS_BETWEEN, -(-stage.steps // CHECKPOINTS_PER_STAGE))
 
 
-def _stage_disk_bytes(load: Load, stage: Stage, chosen: Chosen) -> int:
-    return stage.keep * checkpoint_bytes(load) + artifact_bytes(load, precision=chosen.layout.precision)
+def _stage_disk_bytes(load: Load, stage: Stage, precision: Precision) -> int:
+    return stage.keep * checkpoint_bytes(load) + artifact_bytes(load, precision=precision)
 
 
 def _disk_findings(case: Case, plan: Plan) -> list[Finding]:

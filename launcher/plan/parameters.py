@@ -5,6 +5,8 @@ DERIVE, pure arithmetic. tests/stages/test_parameter_counts.py compares with the
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.plan.shape import Linear, ModelShape, block_linears
 from launcher.spec.model import Lora
 
@@ -20,6 +22,7 @@ def norm_parameters(shape: ModelShape, width: int | None = None) -> int:
     return (width or shape.hidden) * (2 if shape.layer_norm else 1)
 
 
+@lru_cache(maxsize=256)
 def block_sizes(shape: ModelShape, *, tp: int = 1) -> tuple[int, ...]:
     """Parameters of every block, in order, on the fullest of `tp` ranks. They differ where only some blocks have experts."""
     kinds = {shape.has_experts(block): block for block in range(shape.layers)}  # one block of each kind

@@ -5,7 +5,7 @@ DERIVE, nouns only: made by plan/make.py. A value that is not modelled is None a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -15,7 +15,7 @@ Place = Literal["none", "cpu", "nvme"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """One host of the cluster, as facts: an argument of the planner, never looked up by it."""
+    """The hosts of the cluster, all alike, as facts: an argument of the planner, never looked up by it."""
 
     device: Literal["cuda", "cpu"]
     slots: int  # ranks per host
@@ -27,6 +27,11 @@ class Machine:
     bf16: bool
     fp16: bool
     devices: tuple[int, ...] = ()  # numbers of the GPUs that are meant, as the driver counts; empty on CPU
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,44 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """Seconds of one optimizer step by part, and what follows from them. None: the device's speed is not known.
+
+    `mfu` counts attention in full, as PaLM and Megatron do; `mfu_causal` the half that a causal model needs.
+    """
+
+    step_s: float
+    parts: dict[str, float]
+    sent: dict[str, float]  # what communication consists of
+    tokens_per_s: float
+    mfu: float
+    mfu_causal: float
+    total_s: float | None  # of the stage; None: its steps are known when the data is prepared
+    low_s: float  # 80 % of the true step times lie between the two, as far as published ones tell
+    high_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of the stage; None for what cannot be told."""
+
+    currency: str
+    amount: float | None
+    kwh: float | None
+    co2_kg: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A plan that fits and was not taken, or that was: where it lies between time and memory."""
+
+    plan: str
+    step_s: float
+    peak_bytes: int
+    p_fit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """All degrees and sizes of one stage. world = dp x tp x pp x sp; global = micro x grad_accum x dp."""
 
@@ -81,14 +124,19 @@ class StagePlan:
     num_trainable: int
     hidden: int  # width of the model: sizes DeepSpeed's buckets
     memory: Memory
+    time: Time | None = None
+    cost: Cost | None = None
     reasons: tuple[Reason, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    pareto: tuple[Option, ...] = ()  # no other plan is both faster and smaller; fastest first
+    judged: int = 0  # candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     job: str
     machine: Machine
+    calibration: str = "catalogue"
     stages: tuple[StagePlan, ...] = field(default=())
 
     def stage(self, name: str) -> StagePlan:
@@ -99,14 +147,13 @@ class Plan:
         return {
             "schema": 1,
             "job": self.job,
-            "calibration": "catalogue",
+            "calibration": self.calibration,
             "machine": asdict(self.machine),
             "stages": [_stage_dict(stage) for stage in self.stages],
         }
 
 
 def _stage_dict(stage: StagePlan) -> dict[str, object]:
-    nothing_yet = dict.fromkeys(("step_s", "parts", "tokens_per_s", "mfu", "total_s"))
     return {
         "name": stage.name,
         "kind": stage.kind,
@@ -134,8 +181,10 @@ def _stage_dict(stage: StagePlan) -> dict[str, object]:
             "host_peak_bytes": stage.memory.host_peak_bytes,
             "disk_bytes": stage.memory.disk_bytes,
         },
-        "time": nothing_yet,
-        "cost": dict.fromkeys(("currency", "amount", "kwh", "co2_kg")),
+        "time": asdict(stage.time) if stage.time else dict.fromkeys(one.name for one in fields(Time)),
+        "cost": asdict(stage.cost) if stage.cost else dict.fromkeys(one.name for one in fields(Cost)),
         "reasons": [asdict(reason) for reason in stage.reasons],
         "rejected": [asdict(rejected) for rejected in stage.rejected],
+        "pareto": [asdict(option) for option in stage.pareto],
+        "judged": stage.judged,
     }

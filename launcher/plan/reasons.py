@@ -4,65 +4,76 @@ from __future__ import annotations
 
 from launcher.plan.asked import answer_tokens, batch_of
 from launcher.plan.batch import micro_choices
-from launcher.plan.choose import ENOUGH_TOKENS, SAFE, Chosen, Ground
-from launcher.plan.legality.nearest import DEGREES
+from launcher.plan.comparison import comparison_reasons
+from launcher.plan.ladder import ENOUGH_TOKENS, SAFE, Fit, Ground
+from launcher.plan.layout import sums_in_fp32
 from launcher.plan.legality.rule import Case, Spot
-from launcher.plan.memory import Load, sums_in_fp32
+from launcher.plan.load import Load
 from launcher.plan.plan import Reason
+from launcher.plan.search import Found
 from launcher.plan.share import pipeline_split
 from launcher.spec.data import DEFAULT_MAX_TOKENS
 from launcher.spec.stages import Stage
 from launcher.units import bytes_text, count_text
 
 
-def reasons_of(spot: Spot, load: Load, ground: Ground, chosen: Chosen, *, checkpoint_every: int) -> tuple[Reason, ...]:
-    """One reason for each number of the stage's plan."""
-    case, stage = spot.case, spot.stage
-    found = [
-        _world(case, ground),
-        *_degrees(spot, load, ground, chosen),
-        _zero(spot, ground, chosen),
-        *_offload(spot, chosen),
-        _precision(case, ground),
-        _checkpointing(spot, chosen),
-        _batch(case, stage, load, ground, chosen),
-        *_sums(chosen),
+def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -> tuple[Reason, ...]:
+    """One reason for each number of the stage's plan, then how it compares."""
+    case, stage, fit = spot.case, spot.stage, found.chosen.fit
+    reasons = [
+        _world(case, fit.ground),
+        *_degrees(spot, load, found),
+        _zero(spot, found),
+        *_offload(spot, fit),
+        _precision(case, fit.ground),
+        _checkpointing(spot, fit),
+        _batch(case, stage, load, fit),
+        *_sums(fit),
         _max_tokens(case, stage),
         _checkpoints(stage, checkpoint_every),
         *_adapter(case, load),
     ]
-    if (chosen.memory.p_fit or 0) < SAFE:
-        text = f"fits with probability {chosen.memory.p_fit:.2f} only: nothing that is allowed needs less"
-        found.append(Reason(code="memory.tight", text=text))
-    return tuple(found)
+    if (fit.memory.p_fit or 0) < SAFE:
+        text = f"fits with probability {fit.memory.p_fit:.2f} only: nothing that is allowed needs less"
+        reasons.append(Reason(code="memory.tight", text=text))
+    return (*reasons, *comparison_reasons(found))
 
 
 def _world(case: Case, ground: Ground) -> Reason:
     asked = case.job.cluster.slots
     devices = "CPU processes" if case.cpu else f"{case.machine.gpu or 'GPU'} ranks"
-    source = "as cluster.slots asks" if asked else "all this machine offers"
+    hosts = f" on {case.machine.nodes} hosts" if case.machine.nodes > 1 else ""
     shared = ", all data parallel" if ground.dp == ground.world else ""
-    return Reason(code="world.asked" if asked else "world.machine", text=f"{ground.world} {devices}, {source}{shared}")
+    if ground.world < case.world:
+        text = f"{ground.world} {devices} of {case.world}: the fewest GPU hours{shared}"
+        return Reason(code="world.cheapest", text=text)
+    source = "as cluster.slots asks" if asked else "all this machine offers"
+    return Reason(code="world.asked" if asked else "world.machine", text=f"{ground.world} {devices}{hosts}, {source}{shared}")
 
 
-def _degrees(spot: Spot, load: Load, ground: Ground, chosen: Chosen) -> list[Reason]:
+def _degrees(spot: Spot, load: Load, found: Found) -> list[Reason]:
     """Nothing under plain data parallelism."""
-    asked, layout = spot.asked, chosen.layout
-    if asked.replica == 1:
+    ground, layout = found.chosen.fit.ground, found.chosen.layout
+    replica = ground.tp * ground.pp * ground.sp
+    if replica == 1:
         return []
-    named = " x ".join(f"{name} {getattr(asked, name)}" for name in DEGREES if getattr(asked, name) > 1)
-    text = f"{named} as parallel asks: {ground.dp} {'replicas' if ground.dp > 1 else 'replica'} of {asked.replica} ranks"
-    found = [Reason(code="degrees.asked", text=text)]
-    if asked.sequence > 1:
-        text = f"each rank of a replica holds 1/{asked.sequence} of every row; ZeRO splits over all {ground.shards} ranks"
-        found.append(Reason(code="sequence.shared", text=text))
-    if asked.pipeline > 1:
-        found += [_split(spot, load), _bubble(ground.pp, layout.grad_accum)]
-    return found
+    degrees = {"tensor": ground.tp, "pipeline": ground.pp, "sequence": ground.sp}
+    named = " x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    replicas = f"{ground.dp} {'replicas' if ground.dp > 1 else 'replica'} of {replica} ranks"
+    if spot.asked.searches:
+        reasons = [Reason(code="degrees.fastest", text=f"{named} is the fastest of all degrees that fit: {replicas}")]
+    else:
+        reasons = [Reason(code="degrees.asked", text=f"{named} as parallel asks: {replicas}")]
+    if ground.sp > 1:
+        text = f"each rank of a replica holds 1/{ground.sp} of every row; ZeRO splits over all {ground.shards} ranks"
+        reasons.append(Reason(code="sequence.shared", text=text))
+    if ground.pp > 1:
+        reasons += [_split(spot, load, ground.pp), _bubble(ground.pp, layout.grad_accum)]
+    return reasons
 
 
-def _split(spot: Spot, load: Load) -> Reason:
-    split = pipeline_split(load.shape, load.kind, spot.asked.pipeline)
+def _split(spot: Spot, load: Load, pp: int) -> Reason:
+    split = pipeline_split(load.shape, load.kind, pp)
     blocks = f"blocks {' + '.join(map(str, split))}"
     if spot.asked.balance == "time":
         text = f"{blocks} by parameters for this plan; the ranks measure and cut by time before training"
@@ -77,8 +88,10 @@ def _bubble(pp: int, accum: int) -> Reason:
     return Reason(code="pipeline.bubble", text=f"{text}{few}")
 
 
-def _zero(spot: Spot, ground: Ground, chosen: Chosen) -> Reason:
-    zero, need = chosen.layout.zero, f"{bytes_text(chosen.memory.peak_bytes)} of {bytes_text(chosen.memory.limit_bytes)}"
+def _zero(spot: Spot, found: Found) -> Reason:
+    fit = found.chosen.fit
+    ground, zero = fit.ground, fit.layout.zero
+    need = f"{bytes_text(fit.memory.peak_bytes)} of {bytes_text(fit.memory.limit_bytes)}"
     if spot.asked.zero is not None:
         return Reason(code="zero.asked", text=f"ZeRO-{zero} as parallel.zero asks: {need}")
     if ground.pp > 1:
@@ -94,16 +107,18 @@ def _zero(spot: Spot, ground: Ground, chosen: Chosen) -> Reason:
     if zero == 1 and ground.shards > 1:
         text = f"ZeRO-1 sends the same bytes as ZeRO-0, keeps the optimizer once, and reports the gradient norm; {need}"
         return Reason(code="zero.1_costs_nothing", text=text)
-    return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
+    if found.chosen.time is None:
+        return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
+    return Reason(code="zero.fastest", text=f"ZeRO-{zero} is in the fastest plan that fits: {need}")
 
 
-def _offload(spot: Spot, chosen: Chosen) -> list[Reason]:
-    rung, asked = chosen.rung, spot.asked.optimizer is not None
+def _offload(spot: Spot, fit: Fit) -> list[Reason]:
+    rung, asked = fit.rung, spot.asked.optimizer is not None
     places = {"optimizer": rung.offload_optimizer, "parameters": rung.offload_parameters}
     offloaded = [f"{name} on {'the CPU' if place == 'cpu' else 'NVMe'}" for name, place in places.items() if place != "none"]
     if not offloaded:
         return []
-    why = "as parallel.offload asks" if asked else "nothing fits without it; each step waits for the host's memory"
+    why = "as parallel.offload asks" if asked else "nothing faster fits; each step waits for the host's memory"
     return [Reason(code="offload.asked" if asked else "offload.needed", text=f"{' and '.join(offloaded)}: {why}")]
 
 
@@ -119,19 +134,18 @@ def _precision(case: Case, ground: Ground) -> Reason:
     return Reason(code=f"precision.{precision}", text=f"{precision}: {why}")
 
 
-def _checkpointing(spot: Spot, chosen: Chosen) -> Reason:
-    kept = chosen.layout.checkpointing
+def _checkpointing(spot: Spot, fit: Fit) -> Reason:
+    kept = fit.layout.checkpointing
     if spot.asked.checkpointing:
         return Reason(code="checkpointing.asked", text=f"activation checkpointing {kept} as asked")
     if kept == "none":
         return Reason(code="checkpointing.not_needed", text="activations fit without recomputing them")
-    return Reason(
-        code="checkpointing.saves_memory", text="activations are recomputed, a third more compute: nothing cheaper fits"
-    )
+    text = "activations are recomputed, a third more compute: nothing faster fits"
+    return Reason(code="checkpointing.saves_memory", text=text)
 
 
-def _batch(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen) -> Reason:
-    micro, accum = chosen.layout.micro_batch, chosen.layout.grad_accum
+def _batch(case: Case, stage: Stage, load: Load, fit: Fit) -> Reason:
+    ground, micro, accum = fit.ground, fit.layout.micro_batch, fit.layout.grad_accum
     text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load)} a step"
     if batch_of(case.job, stage).micro_seqs:
         return Reason(code="batch.asked", text=f"{text}, micro as asked")
@@ -144,13 +158,13 @@ def _batch(case: Case, stage: Stage, load: Load, ground: Ground, chosen: Chosen)
         return Reason(code="batch.fills_the_pipeline", text=f"{text}: the largest micro-batch that keeps all stages busy")
     if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device] * ground.sp:
         return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
-    return Reason(code="batch.largest_that_fits", text=f"{text}: the largest micro-batch that fits")
+    return Reason(code="batch.fastest", text=f"{text}: the micro-batch of the fastest plan that fits")
 
 
-def _sums(chosen: Chosen) -> list[Reason]:
-    if not sums_in_fp32(chosen.layout):
+def _sums(fit: Fit) -> list[Reason]:
+    if not sums_in_fp32(fit.layout):
         return []
-    text = f"gradients of {chosen.layout.grad_accum} micro-batches are added up in fp32: in bf16 every sum would be rounded"
+    text = f"gradients of {fit.layout.grad_accum} micro-batches are added up in fp32: in bf16 every sum would be rounded"
     return [Reason(code="gradients.fp32_sums", text=text)]
 
 

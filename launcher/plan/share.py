@@ -6,9 +6,12 @@ DERIVE, pure arithmetic. With both degrees 1 the only share is the whole model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
 from launcher.plan.parameters import (
     block_parameters,
+    block_sizes,
     head_bias_parameters,
     lora_parameters,
     norm_parameters,
@@ -32,16 +35,18 @@ class Share:
     num_module: int  # the largest single piece: a block, the embedding or the head, whole, as it is read from the file
 
 
+@lru_cache(maxsize=1024)
 def shares_of(shape: ModelShape, kind: str, adapter: Lora | None, *, tp: int, pp: int) -> tuple[Share, ...]:
     """One for each pipeline stage, in order."""
     split = pipeline_split(shape, kind, pp)
-    block, vocabulary = block_parameters(shape, tp=tp), vocabulary_parameters(shape)
-    largest = max(block_parameters(shape), vocabulary)
+    sizes, ends = block_sizes(shape, tp=tp), [0, *accumulate(split)]
+    largest = max(block_parameters(shape), vocabulary_parameters(shape))
     return tuple(
         Share(
             stage=stage,
             layers=layers,
-            num_params=layers * block + _ends(shape, kind, tp=tp, first=stage == 0, last=stage == pp - 1),
+            num_params=sum(sizes[ends[stage] : ends[stage + 1]])
+            + _ends(shape, kind, tp=tp, first=stage == 0, last=stage == pp - 1),
             num_adapter=_adapter(shape, kind, adapter, layers, tp=tp, last=stage == pp - 1),
             head=stage == pp - 1,
             num_module=largest,
@@ -54,7 +59,7 @@ def pipeline_split(shape: ModelShape, kind: str, pp: int) -> tuple[int, ...]:
     """Blocks of each stage, made equal in parameters: the first stage has the embedding too, the last the head."""
     vocabulary = vocabulary_parameters(shape)
     head = shape.hidden if kind == "reward" else vocabulary + head_bias_parameters(shape)
-    return spread([block_parameters(shape)] * shape.layers, before=vocabulary, behind=head, parts=pp)
+    return spread(list(block_sizes(shape)), before=vocabulary, behind=head, parts=pp)
 
 
 def _ends(shape: ModelShape, kind: str, *, tp: int, first: bool, last: bool) -> int:

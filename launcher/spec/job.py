@@ -40,5 +40,10 @@ class JobSpec(Block):
         " was asked for, so it has to be said",
     )
     batch: BatchSpec = BatchSpec.model_construct()
+    objective: Literal["speed", "cost", "memory"] = Field(
+        "speed",
+        description="what the plan chooses by: the shortest time; the fewest GPU hours, on fewer ranks if they do it; or the"
+        " most memory left where that is at most a quarter slower",
+    )
     tensorboard: bool = Field(True, description="write TensorBoard event files")
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=64, description="run in this order")

@@ -16,7 +16,7 @@ from launcher.plan.legality.table import SUBJECTS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["docs/errors.md", "docs/cli.md", "docs/parallelism.md"])
+@pytest.mark.parametrize("name", ["docs/errors.md", "docs/cli.md", "docs/parallelism.md", "docs/planner.md"])
 def test_generated_pages_are_up_to_date(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == doc_texts(ROOT)[name], "run `make goldens`"
 

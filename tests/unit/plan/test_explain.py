@@ -8,7 +8,7 @@ from launcher.plan.explain import fit_text, plan_text, table
 def test_every_stage_has_a_row_and_every_reason_a_line(make_job, plan, ppo_chain):
     planned = plan(make_job(stages=ppo_chain))
     text = plan_text(planned)
-    assert text.startswith("small on 2 CPU processes, 4.0 GiB each\n")
+    assert text.startswith("small on 2 CPU processes, 4.0 GiB each, speeds by catalogue\n")
     for stage in planned.stages:
         assert f"{stage.micro_batch} x {stage.grad_accum} x {stage.dp} = {stage.global_batch}" in text
         assert all(reason.text in text for reason in stage.reasons)
@@ -16,7 +16,7 @@ def test_every_stage_has_a_row_and_every_reason_a_line(make_job, plan, ppo_chain
 
 def test_rejected_candidates_are_listed_only_when_asked_for(make_job, plan):
     planned = plan(make_job())
-    assert "  not     ZeRO-0: " in plan_text(planned, rejected=True)
+    assert "  not     ZeRO-0" in plan_text(planned, rejected=True)
     assert "  not     " not in plan_text(planned)
 
 

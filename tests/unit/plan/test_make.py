@@ -32,7 +32,7 @@ def test_two_cpu_processes_share_the_rows_in_fp32(make_job, plan):
 def test_one_cpu_process_needs_no_zero(make_job, plan, cpu):
     stage = only(plan(make_job({"cluster.slots": 1}), machine=cpu))
     assert (stage.world, stage.zero) == (1, 0)
-    assert "zero.smallest_that_fits" in codes(stage)
+    assert "zero.fastest" in codes(stage)
 
 
 def test_sixteen_bit_is_never_planned_at_zero_0(make_job, plan, gpus):
@@ -40,7 +40,7 @@ def test_sixteen_bit_is_never_planned_at_zero_0(make_job, plan, gpus):
     stage = only(plan(make_job(), machine=alone))
     assert (stage.precision, stage.zero) == ("bf16", 1)
     assert "zero.16_bit_needs_1" in codes(stage)
-    assert [item.code for item in stage.rejected if item.plan == "ZeRO-0"] == ["E205"]
+    assert [item.code for item in stage.rejected if item.plan.startswith("ZeRO-0")] == ["E205"]
 
 
 def test_zero_0_that_is_asked_for_is_planned_in_fp32(make_job, plan, gpus):
@@ -57,16 +57,18 @@ def test_an_old_gpu_gets_fp16_at_zero_1(make_job, plan, gpus):
 def test_a_7b_model_on_eight_gpus_fits_without_zero_3(make_job, plan, gpus, llama):
     stage = only(plan(make_job(SOURCE), machine=gpus, shape=llama))
     assert stage.zero == 2
-    assert {"ZeRO-1, micro-batch 8"} <= {item.plan for item in stage.rejected}
+    slower = {item.plan.split(", micro")[0] for item in stage.rejected if item.code == "slower"}
+    assert {"ZeRO-2, full checkpointing", "ZeRO-3"} <= slower
     assert stage.num_params == 6_738_415_616
     assert stage.memory.p_fit >= 0.9
     assert stage.micro_batch * stage.grad_accum * stage.dp == stage.global_batch == 64
 
 
 def test_a_7b_model_on_eight_small_gpus_needs_zero_3(make_job, plan, gpus, llama):
-    stage = only(plan(make_job(SOURCE), machine=replace(gpus, gpu="a10g-24gb", memory_bytes=22 * GIB), shape=llama))
-    assert stage.zero == 3
-    assert {item.plan.split(",")[0] for item in stage.rejected} >= {"ZeRO-1", "ZeRO-2"}
+    stage = only(plan(make_job(SOURCE), machine=replace(gpus, gpu="a10g-24gb", memory_bytes=24 * GIB), shape=llama))
+    assert (stage.zero, stage.dp) == (3, 8)
+    too_large = [item.plan for item in stage.rejected if item.code == "E210"]
+    assert any(plan.startswith("ZeRO-1, micro-batch 1") for plan in too_large)
     assert all(item.text for item in stage.rejected)
 
 
@@ -104,14 +106,18 @@ def test_no_plan_fits_names_the_smallest_change_that_works(make_job, plan, cpu):
         plan(make_job(asked), machine=tiny_machine)
     assert caught.value.exit_code == 3
     assert caught.value.text() == (
-        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 750.9 MiB a rank, 570.0 MiB are there\n"
+        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 653.9 MiB a rank, 570.0 MiB are there\n"
         "  hint: leave batch.micro out: a smaller micro-batch fits"
     )
     assert plan(make_job({"stages.0.data.max_tokens": 512}), machine=tiny_machine).stages
 
 
 def test_the_longest_row_that_fits_is_named_and_the_next_one_does_not_fit(make_job, plan, gpus, llama):
-    asked = SOURCE | {"batch": {"global": 8}, "model": {"source": "owner/llama", "attention": "eager"}}
+    asked = SOURCE | {
+        "batch": {"global": 8},
+        "model": {"source": "owner/llama", "attention": "eager"},
+        "parallel": {"tensor": 1},
+    }
     machine = replace(gpus, gpu="a10g-24gb", memory_bytes=24 * GIB, host_memory_bytes=24 * GIB)
     with pytest.raises(LauncherError) as caught:
         plan(make_job(asked | {"stages.0.data.max_tokens": 4096}), machine=machine, shape=llama)
@@ -212,4 +218,7 @@ def test_the_plan_as_json_keeps_its_promised_names(make_job, plan):
         "name world dp tp pp sp zero offload precision checkpointing micro_batch grad_accum global_batch memory time cost"
     )
     assert set(f"{promised} reasons rejected".split()) <= set(stage)
-    assert set(stage["time"].values()) == {None}
+    assert {"step_s", "parts", "tokens_per_s", "mfu", "total_s"} <= set(stage["time"])
+    assert {"compute", "communication", "bubble", "optimizer"} <= set(stage["time"]["parts"])
+    assert sum(stage["time"]["parts"].values()) == pytest.approx(stage["time"]["step_s"])
+    assert set(stage["cost"]) == {"currency", "amount", "kwh", "co2_kg"}

@@ -1,7 +1,7 @@
-"""(load, what is pinned, machine) -> the layout of one stage: the first rung of a ladder, cheapest first, that fits.
+"""Rungs: ZeRO stage, checkpointing and offload, cheapest first; and what fits on given ranks with given degrees.
 
 DERIVE, pure. Rungs cost more from top to bottom: ZeRO 0-2 send the same bytes a step, full checkpointing costs a third more
-compute, ZeRO 3 sends half as much again, offload waits for the host's memory. The degrees are given, not searched.
+compute, ZeRO 3 sends half as much again, offload waits for the host's memory. search.py times them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from launcher.plan.batch import micro_choices
-from launcher.plan.memory import Layout, Load, memory_of
-from launcher.plan.plan import Checkpointing, Machine, Memory, Place, Precision, Rejected
+from launcher.plan.layout import Layout
+from launcher.plan.load import Load
+from launcher.plan.memory import memory_of
+from launcher.plan.plan import Checkpointing, Machine, Memory, Place, Precision
 from launcher.units import bytes_text
 
-SAFE = 0.9  # p_fit from which a plan counts as one that fits
+SAFE = 0.95  # p_fit from which a plan counts as one that fits
 LIKELY = 0.5  # below it, the predicted peak is above the limit
 # One pass over this many tokens keeps a device busy: larger micro-batches bring memory and no speed.
 ENOUGH_TOKENS = {"cuda": 32_768, "cpu": 8_192}
-# A pass over fewer tokens leaves a GPU idle; a rung that offers no more is taken only when no other does better.
-FEW_TOKENS = {"cuda": 2_048, "cpu": 1}
 
 
 _CHECKPOINTED: dict[Checkpointing, str] = {"full": "full checkpointing", "offload": "checkpoints on the host"}
@@ -69,6 +69,8 @@ class Pinned:
     micro: int | None
     hpz: int = 1
     ratio: float = 1.0
+    quantized_weights: bool = False
+    quantized_gradients: bool = False
 
     def allows(self, rung: Rung) -> bool:
         if rung.offload_optimizer == "nvme" and self.offload_optimizer is None:
@@ -94,14 +96,6 @@ UNPINNED = Pinned(zero=None, checkpointing=None, offload_optimizer=None, offload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    layout: Layout
-    rung: Rung
-    memory: Memory
-    rejected: tuple[Rejected, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """What a stage is placed on: the ranks and their degrees, their device, and the rows of one optimizer step."""
 
@@ -112,6 +106,7 @@ class Ground:
     tp: int = 1
     pp: int = 1
     sp: int = 1
+    memory_scale: float = 1.0  # measured / predicted peaks of finished runs
 
     @property
     def world(self) -> int:
@@ -128,26 +123,24 @@ class Ground:
         return self.dp * self.sp
 
 
-def choose(load: Load, ground: Ground, pinned: Pinned) -> Chosen | None:
-    """The first rung that fits safely with enough tokens in a pass; else the best of what fits at all; else None."""
-    rejected: list[Rejected] = []
-    second: Chosen | None = None
-    for rung in rungs_for(pinned):
-        refusal = unsuited(rung, ground, pinned)
-        if refusal is not None:
-            rejected.append(Rejected(plan=rung.text(), code=refusal[0], text=refusal[1]))
-            continue
-        layout, memory = best_micro(load, ground, rung, pinned)
-        offer = Chosen(layout=layout, rung=rung, memory=memory, rejected=())
-        if _fits(memory, layout, ground, SAFE) and _busy(load, layout, ground, pinned):
-            return replace(offer, rejected=tuple(rejected))
-        rejected.append(Rejected(plan=_plan_text(rung, layout), code="E210", text=_short_of(offer, ground)))
-        if _fits(memory, layout, ground, LIKELY) and (second is None or _rank(offer) > _rank(second)):
-            second = offer
-    if second is None:
-        return None
-    taken = _plan_text(second.rung, second.layout)
-    return replace(second, rejected=tuple(item for item in rejected if item.plan != taken))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A layout and what it needs."""
+
+    ground: Ground
+    rung: Rung
+    layout: Layout
+    memory: Memory
+
+
+def first_fit(load: Load, ground: Ground, pinned: Pinned) -> Fit | None:
+    """The first rung that fits with the largest micro-batch that does, safely where one does; None: nothing fits at all."""
+    found = [best_micro(load, ground, rung, pinned) for rung in rungs_for(pinned) if unsuited(rung, ground, pinned) is None]
+    for wanted in (SAFE, LIKELY):
+        for fit in found:
+            if fits(fit, wanted):
+                return fit
+    return None
 
 
 _WRONG = "DeepSpeed trains wrongly in 16 bit at ZeRO 0: bf16 runs Adam one step ahead, fp16 divides by the loss scale"
@@ -188,20 +181,30 @@ def layout_of(ground: Ground, rung: Rung, micro: int, pinned: Pinned) -> Layout:
         cuda=ground.machine.device == "cuda",
         hpz=pinned.hpz,
         ratio=pinned.ratio,
+        quantized_weights=pinned.quantized_weights and rung.zero == 3,
+        quantized_gradients=pinned.quantized_gradients and rung.zero == 3,
     )
 
 
-def best_micro(load: Load, ground: Ground, rung: Rung, pinned: Pinned) -> tuple[Layout, Memory]:
+def best_micro(load: Load, ground: Ground, rung: Rung, pinned: Pinned) -> Fit:
     """The largest micro-batch that fits safely, else that fits at all, else the smallest one."""
-    limit = ground.machine.memory_bytes
-    choices = [pinned.micro] if pinned.micro else micros_worth_trying(load, ground)
-    layouts = (layout_of(ground, rung, micro, pinned) for micro in choices)
-    tried = [(layout, memory_of(load, layout, limit_bytes=limit)) for layout in layouts]
+    tried = [fit_of(load, ground, rung, micro, pinned) for micro in micros_of(load, ground, pinned)]
     for wanted in (SAFE, LIKELY):
-        for layout, memory in tried:
-            if (memory.p_fit or 0) >= wanted:
-                return layout, memory
+        for fit in tried:
+            if fits(fit, wanted):
+                return fit
     return tried[-1]
+
+
+def fit_of(load: Load, ground: Ground, rung: Rung, micro: int, pinned: Pinned) -> Fit:
+    layout = layout_of(ground, rung, micro, pinned)
+    memory = memory_of(load, layout, limit_bytes=ground.machine.memory_bytes, scale=ground.memory_scale)
+    return Fit(ground=ground, rung=rung, layout=layout, memory=memory)
+
+
+def micros_of(load: Load, ground: Ground, pinned: Pinned) -> list[int]:
+    """Micro-batches to try, largest first."""
+    return [pinned.micro] if pinned.micro else micros_worth_trying(load, ground)
 
 
 def micros_worth_trying(load: Load, ground: Ground) -> list[int]:
@@ -214,33 +217,25 @@ def micros_worth_trying(load: Load, ground: Ground) -> list[int]:
     return [micro for micro in choices if ground.rows // micro >= ground.pp] or choices
 
 
-def _fits(memory: Memory, layout: Layout, ground: Ground, wanted: float) -> bool:
-    return (memory.p_fit or 0) >= wanted and host_fits(memory, layout, ground)
+def fits(fit: Fit, wanted: float) -> bool:
+    """On the device with this probability, and on the host."""
+    return (fit.memory.p_fit or 0) >= wanted and host_fits(fit)
 
 
-def host_fits(memory: Memory, layout: Layout, ground: Ground) -> bool:
+def host_fits(fit: Fit) -> bool:
     """What the ranks of one host keep in its memory beside their GPUs. CPU ranks are judged by their own limit."""
-    return not layout.cuda or (memory.host_peak_bytes or 0) * ground.machine.slots <= ground.machine.host_memory_bytes
+    return not fit.layout.cuda or host_bytes(fit) <= fit.ground.machine.host_memory_bytes
 
 
-def _busy(load: Load, layout: Layout, ground: Ground, pinned: Pinned) -> bool:
-    tokens = layout.micro_batch * load.sequences_per_row * load.row_tokens // ground.sp
-    most = micros_worth_trying(load, ground)[0]
-    return pinned.micro is not None or layout.micro_batch == most or tokens >= FEW_TOKENS[ground.machine.device]
+def host_bytes(fit: Fit) -> int:
+    """Of all ranks of one host together."""
+    return (fit.memory.host_peak_bytes or 0) * fit.ground.machine.slots
 
 
-def _rank(chosen: Chosen) -> tuple[bool, int]:
-    """Safe before likely, then more rows in a pass; the earlier rung wins a tie because it is cheaper."""
-    return (chosen.memory.p_fit or 0) >= SAFE, chosen.layout.micro_batch
-
-
-def _plan_text(rung: Rung, layout: Layout) -> str:
-    return f"{rung.text()}, micro-batch {layout.micro_batch}"
-
-
-def _short_of(offer: Chosen, ground: Ground) -> str:
-    memory, host = offer.memory, (offer.memory.host_peak_bytes or 0) * ground.machine.slots
-    if host > ground.machine.host_memory_bytes and offer.layout.cuda:
-        return f"{bytes_text(host)} of host memory, {bytes_text(ground.machine.host_memory_bytes)} are there"
-    need = f"{bytes_text(memory.peak_bytes)} of {bytes_text(memory.limit_bytes)}, fits with probability {memory.p_fit:.2f}"
-    return need if (memory.p_fit or 0) < SAFE else f"fits, but {offer.layout.micro_batch} rows in a pass leave the GPU idle"
+def short_of(fit: Fit) -> str:
+    """What there is too little of."""
+    memory, there = fit.memory, fit.ground.machine.host_memory_bytes
+    if not host_fits(fit):
+        return f"{bytes_text(host_bytes(fit))} of host memory, {bytes_text(there)} are there"
+    need = f"{bytes_text(memory.peak_bytes)} of {bytes_text(memory.limit_bytes)}"
+    return f"{need}, fits with probability {memory.p_fit:.2f}"

@@ -1,0 +1,60 @@
+"""Links: the bandwidth that a group of ranks has, from where its members sit. DERIVE, pure.
+
+Tensor ranks are neighbours, then sequence ranks, then replicas; pipeline stages are farthest apart. A ring that crosses hosts
+enters and leaves each host once, so a group with q members in a host has q network cards' worth of bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.plan.cost.constants import Constants
+from launcher.plan.gpus import Gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """Bandwidths in 1e9 bytes a second and one direction, for one GPU."""
+
+    host_gpus: int  # GPUs of one host, or of one NVLink domain that spans hosts
+    nvlink_gpus: int
+    nvlink_gbs: float
+    pcie_gbs: float
+    nic_gbs: float
+
+    def inside(self, constants: Constants) -> float:
+        """Bytes a second of a ring inside one NVLink island; over PCIe where there is none."""
+        if self.nvlink_gbs:
+            return self.nvlink_gbs * 1e9 * constants.nvlink_share
+        return self.pcie_gbs * 1e9 * constants.pcie_share
+
+    def neighbours(self, members: int, constants: Constants) -> float:
+        """Bytes a second of a ring of neighbours: on one island, across islands of one host over PCIe, or across hosts."""
+        best = self.inside(constants)
+        if members <= self.nvlink_gpus:
+            return best
+        if members <= self.host_gpus:
+            return min(best, max(1, self.nvlink_gpus) * self.pcie_gbs * 1e9 * constants.pcie_share)
+        return min(best, self.host_gpus * self.network(constants))
+
+    def network(self, constants: Constants) -> float:
+        """Bytes a second that one GPU sends to another host."""
+        return self.nic_gbs * 1e9 * constants.nic_share
+
+    def strided(self, members: int, *, stride: int, world: int, constants: Constants) -> float:
+        """Bytes a second of a ring whose members are `stride` ranks apart, of `world` ranks."""
+        if world <= self.host_gpus or members * stride <= self.host_gpus:
+            return self.inside(constants)
+        together = max(1, min(members, self.host_gpus // stride))
+        return min(self.inside(constants), together * self.network(constants))
+
+
+def links_of(gpu: Gpu, *, host_gpus: int) -> Links:
+    """The links of hosts with `host_gpus` such GPUs."""
+    return Links(
+        host_gpus=max(host_gpus, gpu.nvlink_gpus if gpu.nvlink_gpus > 8 else 1),
+        nvlink_gpus=gpu.nvlink_gpus,
+        nvlink_gbs=gpu.nvlink_gbs,
+        pcie_gbs=gpu.pcie_gbs,
+        nic_gbs=gpu.nic_gbs,
+    )

@@ -1,0 +1,158 @@
+"""(Work, Gpu, Links, Stack, Constants) -> StepTime: seconds of one optimizer step, by part. DERIVE, pure.
+
+A step is m micro-batches through the slowest pipeline stage, the bubble of the others, what is sent and not hidden, and the
+optimizer. bubble = (pp - 1) / v of one micro-batch's time (interleaved 1F1B, arXiv:2104.04473). ZeRO 0-2 send gradients and
+parameters once a step; ZeRO 3 gathers parameters twice and scatters gradients once a micro-batch (arXiv:1910.02054).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from launcher.plan.cost.constants import Constants
+from launcher.plan.cost.kernels import Block, Device, block_seconds, head_seconds
+from launcher.plan.cost.links import Links
+from launcher.plan.cost.stack import Stack
+from launcher.plan.cost.work import Work
+from launcher.plan.gpus import Gpu
+from launcher.plan.parameters import block_sizes, vocabulary_parameters
+from launcher.plan.shape import block_linears
+
+PARTS = ("compute", "attention", "elementwise", "loss", "launch", "communication", "bubble", "optimizer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds. `parts` add up to `step_s`; `sent` says what communication consists of."""
+
+    step_s: float
+    parts: dict[str, float]
+    sent: dict[str, float]
+
+
+def kernels_of(work: Work, gpu: Gpu, *, stack: Stack, constants: Constants) -> tuple[Block, float]:
+    """Seconds of one block and of the head with the loss. Layouts that differ only in replicas or stages share them."""
+    device = Device(gpu=gpu, arithmetic=work.arithmetic, constants=constants)
+    return block_seconds(work, device, stack), head_seconds(work, device)
+
+
+def step_time(
+    work: Work,
+    gpu: Gpu,
+    links: Links,
+    *,
+    stack: Stack,
+    constants: Constants,
+    kernels: tuple[Block, float] | None = None,
+) -> StepTime:
+    """Seconds of one optimizer step of all its micro-batches. `kernels`: where they are known already."""
+    block, head = kernels or kernels_of(work, gpu, stack=stack, constants=constants)
+    tensor = _tensor_seconds(work, links, stack, constants)
+    layer = block.forward.total_s + block.backward.total_s + block.recompute.total_s + tensor
+    layers, stage = _slowest_stage(work, layer, head)
+    micro = work.micro_batches
+    hop = _hop_seconds(work, links, stack, constants)
+    instructions = constants.instruction_s if stack.deepspeed and work.pp > 1 else 0.0
+    bubble = (work.pp - 1) / work.virtual * (layers * layer + head / work.pp + 2 * hop) if work.pp > 1 else 0.0
+    hops = micro * 2 * hop * constants.hop_exposed * max(1, work.virtual / 2) if work.pp > 1 else 0.0
+    computed = micro * (stage + instructions)
+    data = _data_seconds(work, links, stack, constants, pass_s=computed / micro)
+    optimizer = _optimizer_seconds(work, gpu, constants)
+    step = computed + bubble + hops + data + optimizer
+    passes = (block.forward, block.backward, block.recompute)
+    counted = micro * layers
+    sent = {"tensor": counted * tensor, "pipeline": hops, "data": data}
+    parts = {
+        "compute": counted * sum(one.matrix_s for one in passes),
+        "attention": counted * sum(one.attention_s for one in passes),
+        "elementwise": counted * sum(one.element_s for one in passes),
+        "launch": counted * sum(one.total_s - one.device_s for one in passes) + micro * instructions,
+        "loss": computed - micro * instructions - counted * layer,
+        "communication": sum(sent.values()),
+        "bubble": bubble,
+        "optimizer": optimizer,
+    }
+    return StepTime(step_s=step, parts=parts, sent=sent)
+
+
+def _slowest_stage(work: Work, layer: float, head: float) -> tuple[float, float]:
+    """Blocks of the slowest pipeline stage, and its seconds for one micro-batch with the head where it has it."""
+    layers, pp = work.shape.layers, work.pp
+    if work.ends_fill_stages:
+        blocks = (layers + 2) / pp
+        return blocks, max(blocks * layer, (blocks - 1) * layer + head)
+    if work.virtual > 1 or layers % pp == 0:
+        return layers / pp, layers / pp * layer + head
+    most = ceil(layers / pp)
+    return most, max(most * layer, (layers // pp) * layer + head)
+
+
+def _tensor_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -> float:
+    """What tensor and sequence ranks wait for in one block: two all-reduces a pass, four exchanges of heads."""
+    passes = 3 if work.recomputes == "all" else 2
+    shape, total = work.shape, 0.0
+    if work.tp > 1:
+        exposed = constants.tensor_exposed_overlapped if stack.overlaps_tensor else constants.tensor_exposed
+        sent = 4 * (work.tp - 1) / work.tp * 2 * work.tokens * shape.hidden
+        total += passes * exposed * (sent / links.neighbours(work.tp, constants) + constants.collective_s)
+    if work.sp > 1:
+        width = 2 * shape.head_dim * (shape.heads + shape.kv_heads) / work.tp
+        sent = 2 * work.tokens * width * (work.sp - 1) / work.sp
+        total += passes * (sent / links.neighbours(work.sp * work.tp, constants) + 4 * constants.collective_s)
+    return total
+
+
+def _hop_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -> float:
+    """One micro-batch's hidden states from one pipeline stage to the next."""
+    if work.pp == 1:
+        return 0.0
+    sent = 2 * work.tokens * work.shape.hidden
+    away = links.network(constants) if work.world > links.host_gpus else links.inside(constants)
+    split = work.tp if stack.gathers_hidden or stack.norms_split else 1
+    behind = sent / links.inside(constants) if stack.gathers_hidden else 0.0
+    return sent / split / away + behind
+
+
+def _parameters(work: Work) -> tuple[float, float]:
+    """Of the model, and of the fullest rank before ZeRO."""
+    shape, ends = work.shape, vocabulary_parameters(work.shape)
+    blocks = sum(block_sizes(shape))
+    of_rank = blocks / work.pp + ends * (1 if work.pp > 1 or shape.tied else 2)
+    return blocks + ends * (1 if shape.tied else 2), of_rank / work.tp
+
+
+def _trained_share(work: Work) -> float:
+    """Trained parameters / parameters."""
+    if work.trained == "all":
+        return 1.0
+    linears = block_linears(work.shape)
+    adapter = work.adapter_rank * sum(linear.inputs + linear.outputs for linear in linears)
+    return adapter / sum(linear.num_weights for linear in linears)
+
+
+def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, *, pass_s: float) -> float:
+    """What replicas wait for in one step, beyond what hides behind compute. `pass_s`: seconds of one micro-batch."""
+    shards = work.shards
+    if shards == 1:
+        return 0.0
+    whole, of_rank = _parameters(work)
+    bandwidth = links.strided(shards, stride=work.tp, world=work.world, constants=constants)
+    around = (shards - 1) / shards
+    if work.zero == 3:
+        scattered = work.scatter_bytes * _trained_share(work)
+        moved = around * whole / work.tp * (work.gathers * work.gather_bytes + scattered)
+        sent = moved / (bandwidth / (1 + shards / constants.shard_scale))
+        both = max(pass_s + constants.shard_exposed * sent, sent + constants.shard_interference * pass_s)
+        return work.micro_batches * (both - pass_s)
+    trained = of_rank * _trained_share(work)
+    moved = around * trained * (work.gradient_bytes + 2 if work.zero else 2 * work.gradient_bytes)
+    hidden = not (stack.deepspeed and work.pp > 1)  # DeepSpeed's pipeline engine switches the overlap off
+    return moved / bandwidth * (constants.data_exposed if hidden else 1.0)
+
+
+def _optimizer_seconds(work: Work, gpu: Gpu, constants: Constants) -> float:
+    """Adam is bound by memory: it reads and writes its states, the master weights and the gradients of the rank's share."""
+    _, of_rank = _parameters(work)
+    owned = of_rank * _trained_share(work) / (work.shards if work.zero else 1)
+    return constants.optimizer_bytes * owned / (0.7 * gpu.memory_gbs * 1e9) + constants.step_s

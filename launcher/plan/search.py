@@ -1,0 +1,215 @@
+"""(load, grounds, what is pinned, clock) -> Found: layouts judged by memory and time, the one to take, and why not the rest.
+
+DERIVE, pure. A ground is a choice of degrees; each is tried with every rung of the ladder and every micro-batch. Memory grows
+with the micro-batch, so that larger ones than the largest that fits are ruled out without working them out. Times are compared
+where it fits with 95 %; of those within 2 % of the best the plainest is taken, then the largest micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.plan.cost.fastest import fastest
+from launcher.plan.cost.of_stage import Clock
+from launcher.plan.cost.step import StepTime
+from launcher.plan.ladder import (
+    LIKELY,
+    SAFE,
+    Fit,
+    Ground,
+    Pinned,
+    Rung,
+    best_micro,
+    fit_of,
+    fits,
+    micros_of,
+    rungs_for,
+    short_of,
+    unsuited,
+)
+from launcher.plan.layout import Layout
+from launcher.plan.load import Load
+from launcher.plan.plan import Option, Rejected
+from launcher.units import short_seconds_text
+
+Objective = Literal["speed", "cost", "memory"]
+ROOM = 1.25  # objective memory: a plan may be slower by this for a lower peak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A layout that fits, and its time; None: the speed of the device is not known."""
+
+    fit: Fit
+    time: StepTime | None
+    order: int  # of its rung on the ladder: cheaper ones first
+
+    @property
+    def layout(self) -> Layout:
+        return self.fit.layout
+
+    @property
+    def seconds(self) -> float:
+        """Of a step; where no time is known, what keeps the order of the ladder."""
+        return self.time.step_s if self.time else 1.0 + 0.1 * self.order
+
+    @property
+    def gpu_seconds(self) -> float:
+        return self.seconds * self.fit.ground.world
+
+    @property
+    def plainness(self) -> tuple[int, int, int]:
+        """Fewer degrees, then an earlier rung, then a larger micro-batch."""
+        ground = self.fit.ground
+        degrees = sum(degree > 1 for degree in (ground.tp, ground.pp, ground.sp))
+        return -degrees, -self.order, self.layout.micro_batch
+
+    def text(self) -> str:
+        return plan_text(self.fit.ground, self.fit.rung, self.layout.micro_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    chosen: Candidate
+    runner_up: Candidate | None  # the best of another family: other degrees or another rung
+    front: tuple[Option, ...]
+    rejected: tuple[Rejected, ...]
+    judged: int
+
+
+def plan_text(ground: Ground, rung: Rung, micro: int | None = None) -> str:
+    """`tensor 8 x pipeline 4, ZeRO-1, full checkpointing, micro-batch 2`."""
+    degrees = {"tensor": ground.tp, "pipeline": ground.pp, "sequence": ground.sp}
+    named = " x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    words = [named] if named else []
+    words += [rung.text()] + ([f"micro-batch {micro}"] if micro else [])
+    return ", ".join(words)
+
+
+def search(
+    load: Load, grounds: Sequence[Ground], pinned: Pinned, clock: Clock | None, *, objective: Objective = "speed"
+) -> Found | None:
+    """None: nothing fits, not even by a chance of one in two."""
+    judged, rejected = 0, []
+    safe: list[Candidate] = []
+    tight: list[Candidate] = []
+    for ground in grounds:
+        for order, rung in enumerate(rungs_for(pinned)):
+            refusal = unsuited(rung, ground, pinned)
+            if refusal is not None:
+                rejected.append(Rejected(plan=plan_text(ground, rung), code=refusal[0], text=refusal[1]))
+                continue
+            micros = micros_of(load, ground, pinned)
+            judged += len(micros)
+            fitting = _fitting(load, ground, rung, micros, pinned)
+            safe += [_timed(fit_of(load, ground, rung, micro, pinned), clock, order) for micro in fitting]
+            if not fitting:
+                least = best_micro(load, ground, rung, pinned)
+                if fits(least, LIKELY):
+                    tight.append(_timed(least, clock, order))
+                text = plan_text(ground, rung, least.layout.micro_batch)
+                rejected.append(Rejected(plan=text, code="E210", text=short_of(least)))
+    if not safe:
+        return _tight(tight, rejected, judged)
+    chosen = _best(safe, objective)
+    families = _families(safe, objective)
+    others = [one for one in families if _family(one) != _family(chosen)]
+    slower = [Rejected(plan=one.text(), code="slower", text=_behind(one, chosen)) for one in others]
+    return Found(
+        chosen=chosen,
+        runner_up=others[0] if others else None,
+        front=_front(families),
+        rejected=(*slower, *merged(rejected)),
+        judged=judged,
+    )
+
+
+def _fitting(load: Load, ground: Ground, rung: Rung, micros: Sequence[int], pinned: Pinned) -> Sequence[int]:
+    """Micro-batches that fit safely, largest first.
+
+    A smaller one needs less, but for one step: a single pass adds no gradients up, which two or more do in fp32.
+    """
+
+    def fitting(micro: int) -> bool:
+        return fits(fit_of(load, ground, rung, micro, pinned), SAFE)
+
+    single = [micro for micro in micros if micro == ground.rows and fitting(micro)]
+    several = [micro for micro in micros if micro != ground.rows]
+    low, high = 0, len(several)
+    while low < high:
+        middle = (low + high) // 2
+        if fitting(several[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return single + several[low:]
+
+
+def _timed(fit: Fit, clock: Clock | None, order: int) -> Candidate:
+    return Candidate(fit=fit, time=clock.time(fit.layout) if clock else None, order=order)
+
+
+def _best(found: Sequence[Candidate], objective: Objective) -> Candidate:
+    if objective == "memory":
+        quickest = min(one.seconds for one in found)
+        near = [one for one in found if one.seconds <= ROOM * quickest]
+        return min(near, key=lambda one: (one.fit.memory.peak_bytes, one.seconds))
+    seconds = (lambda one: one.gpu_seconds) if objective == "cost" else (lambda one: one.seconds)
+    return fastest(found, seconds=seconds, merit=lambda one: one.plainness)
+
+
+def _family(one: Candidate) -> tuple[object, ...]:
+    ground = one.fit.ground
+    return ground.world, ground.tp, ground.pp, ground.sp, one.fit.rung
+
+
+def _families(found: Sequence[Candidate], objective: Objective) -> list[Candidate]:
+    """The best of each family, best first."""
+    groups: dict[tuple[object, ...], list[Candidate]] = {}
+    for one in found:
+        groups.setdefault(_family(one), []).append(one)
+    best = [_best(group, objective) for group in groups.values()]
+    return sorted(best, key=lambda one: (one.gpu_seconds if objective == "cost" else one.seconds, one.order))
+
+
+def _behind(one: Candidate, chosen: Candidate) -> str:
+    if one.time is None:
+        return "fits too, and costs more"
+    more = one.seconds / chosen.seconds - 1
+    ranks = f" on {one.fit.ground.world} ranks" if one.fit.ground.world != chosen.fit.ground.world else ""
+    share = f"{more:.0%} slower" if more >= 0.005 else f"{-more:.0%} faster" if more <= -0.005 else "as fast"
+    return f"{short_seconds_text(one.seconds)} a step{ranks}, {share}"
+
+
+def _front(families: Sequence[Candidate]) -> tuple[Option, ...]:
+    """No other one is both faster and smaller; fastest first."""
+    front: list[Option] = []
+    for one in sorted(families, key=lambda one: (one.seconds, one.fit.memory.peak_bytes)):
+        memory = one.fit.memory
+        if one.time and (not front or memory.peak_bytes < front[-1].peak_bytes):
+            option = Option(plan=one.text(), step_s=one.seconds, peak_bytes=memory.peak_bytes, p_fit=memory.p_fit or 0.0)
+            front.append(option)
+    return tuple(front)
+
+
+def _tight(tight: Sequence[Candidate], rejected: Sequence[Rejected], judged: int) -> Found | None:
+    """Where nothing is safe: what fits with the greatest probability."""
+    if not tight:
+        return None
+    chosen = max(tight, key=lambda one: (one.fit.memory.p_fit or 0, one.plainness))
+    rest = merged([item for item in rejected if item.plan != chosen.text()])
+    return Found(chosen=chosen, runner_up=None, front=(), rejected=rest, judged=judged)
+
+
+def merged(rejected: Sequence[Rejected]) -> tuple[Rejected, ...]:
+    """One entry for each reason: the first plan it holds for, and how many more."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for item in rejected:
+        reasons.setdefault((item.code, item.text), []).append(item.plan)
+    return tuple(Rejected(plan=_and_more(plans), code=code, text=text) for (code, text), plans in reasons.items())
+
+
+def _and_more(plans: Sequence[str]) -> str:
+    return plans[0] if len(plans) == 1 else f"{plans[0]} and {len(plans) - 1} more"
