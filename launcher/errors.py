@@ -177,6 +177,12 @@ _code(
 
 # --- E2xx: the plan ------------------------------------------------------------------------------------------------
 _code(
+    "E121",
+    title="price file not understood",
+    when="A field of the file that cluster.prices names is unknown or has a value that it cannot have.",
+    remedy="Use the fields and bounds that are named.",
+)
+_code(
     "E201",
     title="degrees do not fit the ranks",
     when="tensor x pipeline x sequence does not divide the number of ranks.",

@@ -75,9 +75,9 @@ def _scores(results: Mapping[str, object]) -> list[str]:
         f"| step time | {results['time_rows']} | {share('time_mape')} | {share('time_median')} |",
         f"| peak memory | {results['memory_rows']} | {share('memory_mape')} | {share('memory_median')} |",
         "",
-        f"Taking the plan that is predicted best of at least three measured ones for the same job loses {share('choice_loss')} of"
-        f" throughput on average ({results['choices']} jobs). {share('over_limit_at_95')} of the peaks lie above the limit into"
-        " which the planner would have said they fit with 95 %.",
+        "Taking the plan that is predicted best of at least three measured ones for the same job loses"
+        f" {share('choice_loss')} of throughput on average ({results['choices']} jobs).",
+        f"{share('over_limit_at_95')} of the peaks lie above the limit at which the planner would have said 95 %.",
     ]
 
 

@@ -44,7 +44,8 @@ def golden_texts(root: Path) -> dict[str, str]:
 
 def machine_for(job: JobSpec) -> Machine:
     """The GPUs that cluster.gpu names, else the small machine."""
-    return away_machine(job.cluster.gpu, slots=job.cluster.slots) if job.cluster.gpu else SMALL_MACHINE
+    cluster = job.cluster
+    return away_machine(cluster.gpu, slots=cluster.slots, nodes=cluster.nodes or 1) if cluster.gpu else SMALL_MACHINE
 
 
 def _examples(root: Path) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,8 @@ from launcher.plan.gpus import GPUS, Gpu, gpu_named
 from launcher.plan.legality.model import untrained
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape
+from launcher.spec.gpu import GpuSpec
+from launcher.spec.job import ClusterSpec
 from launcher.spec.wording import nearest
 from launcher.units import GIB
 
@@ -19,33 +21,62 @@ CORES_PER_GPU = 12
 WHERE = "cluster.gpu"
 
 
-def away_machine(gpu_name: str, *, slots: int | None) -> Machine:
-    """A host with `slots` of these GPUs. LauncherError E216 for a GPU nobody knows, or without a number of them."""
-    gpu = _gpu(gpu_name)
+def away_machine(gpu: str | GpuSpec, *, slots: int | None, nodes: int = 1) -> Machine:
+    """Hosts with `slots` of these GPUs each. LauncherError E216 for a GPU nobody knows, or without a number of them."""
+    found = named_gpu(gpu)
     if slots is None:
-        what = f"{gpu.name} is planned for from elsewhere, but not how many"
+        what = f"{found.name} is planned for from elsewhere, but not how many"
         raise LauncherError(Problem(code="E216", where=WHERE, what=what, hint="add `slots: 8` beside it"))
     return Machine(
         device="cuda",
         slots=slots,
-        gpu=gpu.name,
-        memory_bytes=gpu.usable_bytes,
+        gpu=found.name,
+        memory_bytes=found.usable_bytes,
         host_memory_bytes=HOST_BYTES_PER_GPU * slots,
         disk_free_bytes=None,
         cores=CORES_PER_GPU * slots,
-        bf16=gpu.bf16,
+        bf16=found.bf16,
         fp16=True,
         devices=tuple(range(slots)),
+        nodes=nodes,
     )
 
 
-def refuse_other_gpu(gpu_name: str | None, machine: Machine) -> None:
-    """LauncherError E216 where the job names a GPU that is not the one that is here."""
-    if gpu_name is None or _gpu(gpu_name).name == machine.gpu:
-        return
-    what = f"{gpu_name} is named, but this machine has {machine.gpu or 'no GPU that can be used'}"
-    hint = "run it where they are; to run here, remove gpu"
-    raise LauncherError(Problem(code="E216", where=WHERE, what=what, hint=hint))
+def refuse_other_machine(cluster: ClusterSpec, machine: Machine) -> None:
+    """LauncherError E216 where the job names a GPU that is not the one that is here, or more hosts than this one."""
+    problems = []
+    if cluster.nodes is not None and cluster.nodes > machine.nodes:
+        what = f"{cluster.nodes} hosts are named: runs start on this machine only, other backends are not built yet"
+        hint = "remove nodes to run here; with gpu beside it `plan` plans for them"
+        problems.append(Problem(code="E216", where="cluster.nodes", what=what, hint=hint))
+    if cluster.gpu is not None and named_gpu(cluster.gpu).name != machine.gpu:
+        name = cluster.gpu if isinstance(cluster.gpu, str) else cluster.gpu.name
+        what = f"{name} is named, but this machine has {machine.gpu or 'no GPU that can be used'}"
+        hint = "run it where they are; to run here, remove gpu"
+        problems.append(Problem(code="E216", where=WHERE, what=what, hint=hint))
+    if problems:
+        raise LauncherError(problems)
+
+
+def named_gpu(gpu: str | GpuSpec) -> Gpu:
+    """The catalogue's entry, or one of the numbers that the job gives. LauncherError E216 for a name nobody knows."""
+    if isinstance(gpu, str):
+        return _gpu(gpu)
+    return Gpu(
+        name=gpu.name,
+        generation="ampere",
+        usable_gib=gpu.memory_gib,
+        tflops_16bit=gpu.tflops,
+        memory_gbs=gpu.memory_gbs,
+        nvlink_gbs=gpu.nvlink_gbs,
+        nvlink_gpus=gpu.nvlink_gpus if gpu.nvlink_gbs else 1,
+        pcie_gbs=gpu.pcie_gbs,
+        nic_gbs=gpu.nic_gbs,
+        multiprocessors=gpu.multiprocessors,
+        watts=gpu.watts,
+        usd_per_hour=gpu.usd_per_hour,
+        bf16=gpu.bf16,
+    )
 
 
 def refuse_untrained(shape: ModelShape) -> None:
@@ -58,6 +89,7 @@ def _gpu(name: str) -> Gpu:
     gpu = gpu_named(name)
     if gpu is None:
         near = nearest(name, GPUS)
-        hint = f"did you mean {near}?" if near else f"use one of {', '.join(GPUS)}"
+        known = f"use one of {', '.join(GPUS)}, or a block with its numbers"
+        hint = f"did you mean {near}?" if near else known
         raise LauncherError(Problem(code="E216", where=WHERE, what=f"{name} is not in the catalogue of GPUs", hint=hint))
     return gpu

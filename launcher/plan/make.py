@@ -41,6 +41,7 @@ from launcher.units import bytes_text
 CHECKPOINTS_PER_STAGE = 5
 FEWEST_STEPS_BETWEEN = 25
 STEPS_BETWEEN_WHERE_UNKNOWN = 500
+MOST_LOST_S = 3600  # of work, when a run dies just before a checkpoint
 
 
 def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places, rates: Rates | None = None) -> Plan:
@@ -154,10 +155,10 @@ def _ground(spot: Spot, world: int, degrees: tuple[int, int, int], precision: Pr
 
 
 def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan:
-    stage, every = spot.stage, _checkpoint_every(spot.stage)
-    fit = found.chosen.fit
+    stage, fit = spot.stage, found.chosen.fit
     ground, layout = fit.ground, fit.layout
     time = time_told(load, stage, ground, found.chosen.time, rates)
+    every = _checkpoint_every(stage, time.step_s if time else None)
     return StagePlan(
         name=stage.stage_name,
         kind=load.kind,
@@ -189,13 +190,16 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
     )
 
 
-def _checkpoint_every(stage: Stage) -> int:
-    """About five checkpoints a stage, but at least 25 steps apart; 500 steps where the number of steps is known only later."""
+def _checkpoint_every(stage: Stage, step_s: float | None) -> int:
+    """About five checkpoints a stage, but at least 25 steps apart, and at most an hour of work to lose.
+
+    500 steps where the number of steps is known only later.
+    """
     if stage.checkpoint_every:
         return stage.checkpoint_every
-    if stage.steps is None:
-        return STEPS_BETWEEN_WHERE_UNKNOWN
-    return max(FEWEST_STEPS_BETWEEN, -(-stage.steps // CHECKPOINTS_PER_STAGE))
+    fifth = -(-stage.steps // CHECKPOINTS_PER_STAGE) if stage.steps else STEPS_BETWEEN_WHERE_UNKNOWN
+    hour = round(MOST_LOST_S / step_s) if step_s else fifth
+    return max(FEWEST_STEPS_BETWEEN, min(fifth, hour))
 
 
 def _stage_disk_bytes(load: Load, stage: Stage, precision: Precision) -> int:

@@ -189,7 +189,8 @@ def _max_tokens(case: Case, stage: Stage) -> Reason:
 def _checkpoints(stage: Stage, every: int) -> Reason:
     if stage.checkpoint_every:
         return Reason(code="checkpoints.asked", text=f"a checkpoint every {every} steps as asked, {stage.keep} kept")
-    why = "about five a stage, at least 25 steps apart" if stage.steps else "the number of steps is known when data is prepared"
+    why = "about five a stage, at least 25 steps and at most an hour apart"
+    why = why if stage.steps else "the number of steps is known when data is prepared"
     return Reason(code="checkpoints.default", text=f"a checkpoint every {every} steps, {stage.keep} kept: {why}")
 
 

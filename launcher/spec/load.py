@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.overrides import apply_overrides, stage_names
 from launcher.spec.paths import resolve
 from launcher.spec.places import FieldPath, Finding, Places, value_at
+from launcher.spec.prices import read_prices
 from launcher.spec.translate import findings_of
 from launcher.spec.wording import nearest, shown
 from launcher.spec.yaml_source import MAX_BYTES, YamlSource, decode, read_yaml
@@ -84,7 +85,7 @@ def open_job_text(text: str, *, file_name: str, folder: Path, overrides: Sequenc
     findings += resolve(raw, folder)
     job, more = _validated(raw, findings)
     findings = [_of_override(finding, places) for finding in (*findings, *more)]
-    problems = [*places.problems(findings), *misplaced, *_hostfile_problems(job, findings)]
+    problems = [*places.problems(findings), *misplaced, *_file_problems(job, findings)]
     if problems or job is None:
         raise LauncherError(problems)
     return LoadedJob(job=job, text=text, places=places)
@@ -195,12 +196,20 @@ def _of_override(finding: Finding, places: Places) -> Finding:
     return finding
 
 
-def _hostfile_problems(job: JobSpec | None, findings: list[Finding]) -> tuple[Problem, ...]:
-    path: FieldPath = ("cluster", "hostfile")
-    if job is None or job.cluster.hostfile is None or any(finding.path == path for finding in findings):
-        return ()
-    try:
-        read_hostfile(Path(job.cluster.hostfile))
-    except LauncherError as error:
-        return error.problems
-    return ()
+def _file_problems(job: JobSpec | None, findings: list[Finding]) -> list[Problem]:
+    """Of the small files that the cluster block names."""
+    if job is None:
+        return []
+    files: dict[str, tuple[str | None, Callable[[Path], object]]] = {
+        "hostfile": (job.cluster.hostfile, read_hostfile),
+        "prices": (job.cluster.prices, read_prices),
+    }
+    problems: list[Problem] = []
+    for name, (file, read) in files.items():
+        if file is None or any(finding.path == ("cluster", name) for finding in findings):
+            continue
+        try:
+            read(Path(file))
+        except LauncherError as error:
+            problems += error.problems
+    return problems

@@ -23,6 +23,10 @@ _TWO_WAYS: dict[str, tuple[str, dict[type, str]]] = {
         "a hub id, a folder or {train: {vocab: 2048}}",
         {dict: "NewTokenizer", str: "constrained-str"},
     ),
+    "gpu": (
+        "a GPU of the catalogue, or a block with its numbers",
+        {dict: "GpuSpec", str: "constrained-str"},
+    ),
     "targets": ("all-linear or a list of module names", {list: "tuple[constrained-str, ...]"}),
 }
 _NEEDED = {

@@ -49,7 +49,9 @@ def test_every_example_is_valid(example: Path, capsys: pytest.CaptureFixture[str
 def test_every_example_has_a_plan_for_every_stage(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, job = answer_of(capsys, "plan", example), load_job(example)
     assert [stage["name"] for stage in plan["stages"]] == [stage.stage_name for stage in job.stages]
-    assert {stage["world"] for stage in plan["stages"]} == {job.cluster.slots or plan["machine"]["slots"]}
+    assert {stage["world"] for stage in plan["stages"]} == {
+        (job.cluster.slots or plan["machine"]["slots"]) * (job.cluster.nodes or 1)
+    }
 
 
 @each_example

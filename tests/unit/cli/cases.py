@@ -12,6 +12,7 @@ from launcher.cli.main import main
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "errors"
 BAD_HOSTS = "worker-1 slots=8\nworker-1 slots=8\nw0;id slots=1\n-oProxyCommand=id slots=1\nw1 slots=4garbage\nw2 slots=0\nw3\n"
+BAD_PRICES = "currency: euro\ngpu_hours: {h100-80gb: 2}\ngpu_hour: {a100-80gb: cheap}\noverhead: 0.5\nco2_kg_per_kwh: 0.1\n"
 
 
 def cases() -> list[Path]:
@@ -25,6 +26,7 @@ def make_folder(folder: Path, job: str) -> None:
     (folder / "notes.md").write_text("text", encoding="utf-8")
     (folder / "void.jsonl").write_text("", encoding="utf-8")
     (folder / "bad_hosts").write_text(BAD_HOSTS, encoding="utf-8")
+    (folder / "bad_prices").write_text(BAD_PRICES, encoding="utf-8")
     (folder / "good_hosts").write_text("localhost slots=2\n", encoding="utf-8")
     (folder / "empty").mkdir()
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.plan.away import away_machine, refuse_other_gpu
+from launcher.plan.away import away_machine, named_gpu, refuse_other_machine
+from launcher.plan.cost.rates import catalogue_rates
 from launcher.plan.gpus import GPUS, gpu_named
+from launcher.spec.gpu import GpuSpec
+from launcher.spec.job import ClusterSpec
 from launcher.units import GIB
 
 
@@ -49,10 +52,35 @@ def test_a_gpu_without_a_number_of_them_is_refused():
     assert "add `slots: 8` beside it" in caught.value.text()
 
 
+def named(**fields):
+    return ClusterSpec.model_validate(fields)
+
+
 def test_a_run_on_another_gpu_than_the_one_named_is_refused(cpu, gpus):
-    refuse_other_gpu(None, cpu)
-    refuse_other_gpu("H100-80GB", gpus)
+    refuse_other_machine(named(), cpu)
+    refuse_other_machine(named(gpu="H100-80GB"), gpus)
     with pytest.raises(LauncherError, match="this machine has no GPU that can be used"):
-        refuse_other_gpu("h100-80gb", cpu)
+        refuse_other_machine(named(gpu="h100-80gb"), cpu)
     with pytest.raises(LauncherError, match="this machine has a100-80gb"):
-        refuse_other_gpu("h100-80gb", replace(gpus, gpu="a100-80gb"))
+        refuse_other_machine(named(gpu="h100-80gb"), replace(gpus, gpu="a100-80gb"))
+
+
+def test_a_run_on_more_hosts_than_this_one_is_refused(gpus):
+    refuse_other_machine(named(nodes=1), gpus)
+    with pytest.raises(LauncherError, match="2 hosts are named: runs start on this machine only"):
+        refuse_other_machine(named(nodes=2, gpu="h100-80gb", slots=8), gpus)
+
+
+def test_hosts_elsewhere_multiply_the_ranks():
+    machine = away_machine("h100-80gb", slots=8, nodes=64)
+    assert (machine.nodes, machine.world) == (64, 512)
+
+
+def test_a_gpu_that_is_in_no_catalogue_is_planned_for_by_its_numbers():
+    numbers = GpuSpec.model_validate({"name": "next", "memory_gib": 300, "tflops": 4000, "memory_gbs": 12_000})
+    machine = away_machine(numbers, slots=4)
+    assert (machine.gpu, machine.memory_bytes, machine.bf16) == ("next", 300 * GIB, True)
+    rates = catalogue_rates(machine, gpu=named_gpu(numbers))
+    assert rates.gpu is not None
+    assert rates.gpu.tflops_16bit == 4000
+    assert catalogue_rates(machine).gpu is None  # without its numbers no time is told
