@@ -64,7 +64,8 @@ def _of_detail(path: Path, source: YamlSource, field: FieldPath, kind: str, mess
     value = source.value
     for step in field:
         value = value.get(step) if isinstance(value, dict) else None
-    return _problem(path, source, field, f"{shown(value)}: {message[:1].lower()}{message[1:]}", "use a number in these bounds")
+    hint = "three capital letters, as USD" if field == ("currency",) else "use a number in these bounds"
+    return _problem(path, source, field, f"{shown(value)}: {message[:1].lower()}{message[1:]}", hint)
 
 
 def _problem(path: Path, source: YamlSource, field: FieldPath, what: str, hint: str) -> Problem:
