@@ -17,6 +17,7 @@ from launcher.spec.model import NewTokenizer
 from launcher.supervise.gpus import BF16_SINCE, FP16_SINCE, GpuFact, catalogue_name, find_gpus
 from launcher.supervise.host import free_disk_bytes, total_memory_bytes, usable_cores
 from launcher.supervise.hostfile import local_slots
+from launcher.supervise.networks import network_gbs
 
 MOST_CPU_RANKS_BY_DEFAULT = 2
 
@@ -64,6 +65,9 @@ def _gpu_machine(gpus: list[GpuFact], disk_bytes: int) -> Machine:
         bf16=capability >= BF16_SINCE,
         fp16=capability >= FP16_SINCE,
         devices=tuple(gpu.number for gpu in gpus),
+        nvlink=None if any(gpu.nvlinks is None for gpu in gpus) else all(gpu.nvlinks for gpu in gpus),
+        pcie_gbs=min((gpu.pcie_gbs for gpu in gpus if gpu.pcie_gbs), default=None),
+        network_gbs=network_gbs(),
     )
 
 

@@ -15,6 +15,7 @@ from launcher.plan.gpus import GPUS
 
 BF16_SINCE = (8, 0)
 FP16_SINCE = (5, 3)
+PCIE_LANE_GBS = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}  # by generation, one direction, after coding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class GpuFact:
     total_bytes: int
     free_bytes: int
     capability: tuple[int, int]
+    nvlinks: int | None = None  # that are up; None: the driver does not tell
+    pcie_gbs: float | None = None  # 1e9 bytes a second and direction, of the slot it sits in
 
 
 def find_gpus(environ: Mapping[str, str]) -> list[GpuFact]:
@@ -88,7 +91,30 @@ def _gpu_fact(pynvml: ModuleType, number: int) -> GpuFact:
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
         capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        nvlinks=_nvlinks(pynvml, handle),
+        pcie_gbs=_pcie_gbs(pynvml, handle),
     )
+
+
+def _nvlinks(pynvml: ModuleType, handle: object) -> int | None:
+    """Links that are up. A GPU without NVLink does not know the question."""
+    try:
+        links = range(pynvml.NVML_NVLINK_MAX_LINKS)
+        return sum(int(pynvml.nvmlDeviceGetNvLinkState(handle, link)) for link in links)
+    except pynvml.NVMLError_NotSupported:
+        return 0
+    except pynvml.NVMLError:
+        return None
+
+
+def _pcie_gbs(pynvml: ModuleType, handle: object) -> float | None:
+    """Of the link's generation and width at most: an idle GPU slows its link down."""
+    try:
+        generation = int(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle))
+        width = int(pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
+    except pynvml.NVMLError:
+        return None
+    return PCIE_LANE_GBS[generation] * width if generation in PCIE_LANE_GBS else None
 
 
 def _text(value: bytes | str) -> str:

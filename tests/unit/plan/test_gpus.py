@@ -84,3 +84,9 @@ def test_a_gpu_that_is_in_no_catalogue_is_planned_for_by_its_numbers():
     assert rates.gpu is not None
     assert rates.gpu.tflops_16bit == 4000
     assert catalogue_rates(machine).gpu is None  # without its numbers no time is told
+
+
+def test_what_the_machine_tells_of_its_links_goes_before_the_catalogue(gpus):
+    told = catalogue_rates(replace(gpus, nvlink=False, pcie_gbs=15.75, network_gbs=25)).links
+    assert (told.nvlink_gbs, told.nvlink_gpus, told.pcie_gbs, told.nic_gbs) == (0, 1, 15.75, 25 / 8)
+    assert catalogue_rates(gpus).links.nvlink_gbs == 450

@@ -1,0 +1,41 @@
+"""This host's network cards -> GB/s to other hosts. DO, reads /sys only.
+
+InfiniBand and RoCE cards are what NCCL uses where there are such; else plain network cards that are up and have hardware behind
+them. A virtual card tells no speed, or -1.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SYS = Path("/sys")
+
+
+def network_gbs(root: Path = SYS) -> float | None:
+    """1e9 bytes a second and direction of all cards together; None where none tells its speed."""
+    fabric = sum(_fabric_gbits(port) for port in sorted(root.glob("class/infiniband/*/ports/*")))
+    plain = sum(_card_gbits(card) for card in sorted(root.glob("class/net/*")))
+    gbits = fabric or plain
+    return gbits / 8 if gbits else None
+
+
+def _fabric_gbits(port: Path) -> float:
+    """`200 Gb/sec (4X HDR)` of a port that is active."""
+    rate = re.match(r"\s*(\d+(?:\.\d+)?) Gb/sec", _text(port / "rate"))
+    return float(rate[1]) if rate and "ACTIVE" in _text(port / "state") else 0.0
+
+
+def _card_gbits(card: Path) -> float:
+    """Megabits of a card that is up and has a device."""
+    speed = _text(card / "speed").strip()
+    usable = (card / "device").exists() and _text(card / "operstate").strip() == "up"
+    return int(speed) / 1000 if usable and speed.isdecimal() else 0.0
+
+
+def _text(path: Path) -> str:
+    """Empty where the kernel does not tell."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
