@@ -8,7 +8,7 @@ gradients; Megatron keeps fp32 gradients and splits the optimizer; FSDP shards e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.plan.activations import ADAPTER_KEEPS, EAGER, PIPELINE_COPIES, RECOMPUTED_BLOCKS, Footprint, kept_by_block
 from launcher.plan.cost.work import Work
@@ -20,9 +20,11 @@ from published.rows import Point
 
 # Megatron (arXiv:2205.05198): 34 bytes for each token and hidden unit, 10 of them whole on all tensor ranks; 5 for each score.
 MEGATRON = Footprint(rms_norm_bytes=0, rms_norm=2, layer_norm=2, outside=1, heads=1, out=1, gated=4, plain=2, scores=1)
+MEGATRON_GATED = replace(MEGATRON, gated=3, outside=0)  # SwiGLU keeps its two inputs and its output; no dropout
 COMPOSER = Footprint(rms_norm_bytes=0, rms_norm=2, layer_norm=2, outside=2, heads=1, out=1, gated=4, plain=2, scores=4)
 FOOTPRINTS = {"transformers": EAGER, "fsdp": COMPOSER}
 CONTEXT_KINDS = ("nvidia-smi", "GPU memory", "total over GPUs", "")  # what counts the CUDA context
+OPERATIONS_KEEP = 0.6  # of a block, where every other product is kept and the rest recomputed (torchtitan)
 ALLOCATED_KINDS = ("allocated",)  # what counts neither context nor fragmentation
 
 
@@ -87,12 +89,14 @@ def _layers(work: Work, stage: int) -> float:
 def _block_bytes(point: Point, constants: PeakConstants) -> float:
     """What one block keeps of one micro-batch."""
     work, eager = point.work, point.work.attention == "eager"
-    footprint = FOOTPRINTS.get(point.stack.name, MEGATRON)
+    footprint = FOOTPRINTS.get(point.stack.name, MEGATRON_GATED if work.shape.gated else MEGATRON)
     kept = kept_by_block(work.shape, footprint, "bf16", row_tokens=work.row_tokens, eager=eager, tp=work.tp)
     if point.stack.norms_split:
         kept = kept_by_block(work.shape, footprint, "bf16", row_tokens=work.row_tokens, eager=eager) / work.tp
     if work.recomputes == "attention" and eager:
         kept -= 5 * work.shape.heads * work.row_tokens / work.tp
+    if work.recomputes == "operations":
+        kept *= OPERATIONS_KEEP
     adapter = constants.adapter_keeps if work.trained != "all" else 1.0
     return constants.kept * adapter * work.tokens * kept
 

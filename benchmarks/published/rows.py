@@ -233,7 +233,7 @@ def _work(row: Row, stack: Stack) -> Work:
         arithmetic=_arithmetic(precision),
         attention=_attention(row, stack, precision),
         trained=trained,
-        adapter_rank=0 if trained == "all" else LORA_RANK,
+        adapter_rank=0 if trained == "all" else _rank(row),
         packed="gptq" if "gptq" in row["method"] or "int4" in precision else "nf4" if "qlora" in row["method"] else None,
         recomputes=_recomputes(row["recompute"]),
         virtual=_whole(row, "vpp"),
@@ -254,6 +254,12 @@ def _zero(row: Row, stack: Stack) -> int:
 def _method(row: Row) -> str:
     method = row["method"].lower()
     return "lora" if "lora" in method else "full"
+
+
+def _rank(row: Row) -> int:
+    """Of the adapter, where the row says it."""
+    said = re.search(r"(?:rank|\br)\s*=?\s*(\d+)", f"{row.get('method', '')} {row.get('notes', '')}")
+    return int(said[1]) if said else LORA_RANK
 
 
 def _arithmetic(precision: str) -> Arithmetic:
@@ -284,6 +290,8 @@ def _attention(row: Row, stack: Stack, precision: str) -> Attention:
 def _recomputes(text: str) -> str:
     if text.startswith("full"):
         return "all"
+    if re.search(r"selective\W*op|per.op|op.sac", text):
+        return "operations"
     return "attention" if text.startswith("selective") else "none"
 
 

@@ -27,6 +27,8 @@ MEGATRON = Stack(
 MEGATRON_CORE = replace(MEGATRON, name="megatron-core", norms_split=True, overlaps_tensor=True)
 MEGATRON_DEEPSPEED = replace(MEGATRON, name="megatron-deepspeed", deepspeed=True, gathers_hidden=True)
 FSDP = replace(MEGATRON, name="fsdp", residual=6, heads=1.33, gated=10, rope=4)
+# torch's own norms and rotary positions, one kernel each where nothing is compiled
+FSDP_EAGER = replace(FSDP, rms_norm=24, rope=24)
 COMPOSER = replace(FSDP, residual=11)  # its dropout runs and writes a mask, with a probability of 0 too
 TRANSFORMERS = replace(OURS, name="transformers")
 
@@ -37,7 +39,7 @@ def stack_named(framework: str) -> Stack:
     if "composer" in text:
         return COMPOSER
     if any(word in text for word in ("fsdp", "titan", "litgpt", "torchtune")):
-        return FSDP
+        return FSDP if "compile" in text else FSDP_EAGER
     if text.startswith("hf"):
         return TRANSFORMERS
     if "deepspeed" in text or text.startswith("meg+ds"):

@@ -109,7 +109,12 @@ def block_seconds(work: Work, device: Device, stack: Stack) -> Block:
 
     ahead = one(forward, attention, elements, launch)
     nothing = Pass(matrix_s=0.0, attention_s=0.0, element_s=0.0, launch_s=0.0)
-    again = {"none": nothing, "all": ahead, "attention": one(-unpack / slow, attention, 0.0, 0.0)}
+    again = {
+        "none": nothing,
+        "all": ahead,
+        "attention": one(-unpack / slow, attention, 0.0, 0.0),
+        "operations": one(forward / 2, 0.0, elements, 0.0),
+    }
     back = 2.0 if work.trained == "all" else 1.2
     return Block(
         forward=ahead,

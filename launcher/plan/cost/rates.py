@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.plan.cost.constants import PUBLISHED, Constants
 from launcher.plan.cost.links import Links, links_of
@@ -59,8 +59,18 @@ def catalogue_rates(machine: Machine, *, gpu: Gpu | None = None, prices: Prices 
         found: Gpu | None = cpu_device(cores=machine.cores / machine.slots, memory_bytes=machine.memory_bytes)
     else:
         found = gpu or GPUS.get(machine.gpu or "")
-    links = links_of(found, host_gpus=machine.slots) if found else None
+    links = _links_here(found, machine) if found else None
     return Rates(gpu=found, links=links, prices=prices or Prices())
+
+
+def _links_here(gpu: Gpu, machine: Machine) -> Links:
+    """The catalogue's links, but for what the machine tells of its own."""
+    links = links_of(gpu, host_gpus=machine.slots)
+    if machine.nvlink is False:
+        links = replace(links, nvlink_gbs=0.0, nvlink_gpus=1)
+    if machine.pcie_gbs is not None:
+        links = replace(links, pcie_gbs=machine.pcie_gbs)
+    return links if machine.network_gbs is None else replace(links, nic_gbs=machine.network_gbs / machine.slots)
 
 
 def cpu_device(*, cores: float, memory_bytes: int, tflops: float | None = None, memory_gbs: float | None = None) -> Gpu:

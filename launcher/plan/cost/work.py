@@ -30,7 +30,7 @@ class Work:
     trained: Trained = "all"
     adapter_rank: int = 0
     packed: Literal["nf4", "gptq"] | None = None  # a 4-bit base
-    recomputes: Literal["none", "attention", "all"] = "none"
+    recomputes: Literal["none", "attention", "operations", "all"] = "none"  # operations: every other product is kept
     loss: bool = True  # a reward model has no vocabulary to score
     virtual: int = 1  # pieces of the model on each pipeline stage (interleaved 1F1B)
     ends_fill_stages: bool = False  # the pipeline counts embedding and head as a block each
