@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from launcher.plan.cost.constants import PUBLISHED, Constants
+from launcher.plan.cost.of_stage import Clock, Speeds
 from launcher.plan.cost.step import step_time
 from published.peaks import PeakConstants, peak_bytes
 from published.rows import Point
@@ -86,6 +87,11 @@ PEAK_START = replace(PeakConstants(), **{name: value for name, (value, _) in PEA
 
 def predict_time(point: Point, constants: Constants) -> float:
     """Seconds of an optimizer step."""
+    if point.own:
+        speeds = Speeds(
+            gpu=point.gpu, links=point.links, stack=point.stack, constants=constants, host_ranks=min(8, point.work.world)
+        )
+        return Clock(point.own.load, speeds).time(point.own.layout).step_s
     return step_time(point.work, point.gpu, point.links, stack=point.stack, constants=constants).step_s
 
 

@@ -1,5 +1,5 @@
 """Point -> predicted peak of its fullest GPU: the launcher's own terms for activations and what is fixed, and for the states a
-table of what each program keeps.
+table of what each program keeps. A run of this program is predicted by the launcher itself (plan/memory.py).
 
 Bytes for each parameter, from the programs' sources: DeepSpeed's ZeRO keeps 16-bit weights and gradients, fp32 master weights
 and moments, and at the step an fp32 copy of its gradients; BF16_Optimizer as BLOOM used it (2022) kept 16-bit and fp32
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from launcher.plan.activations import ADAPTER_KEEPS, EAGER, PIPELINE_COPIES, RECOMPUTED_BLOCKS, Footprint, kept_by_block
 from launcher.plan.cost.work import Work
-from launcher.plan.memory import COMMUNICATOR_BYTES, CONTEXT_BYTES, FRAGMENTATION
+from launcher.plan.memory import COMMUNICATOR_BYTES, CONTEXT_BYTES, FRAGMENTATION, memory_of
 from launcher.plan.parameters import block_parameters, vocabulary_parameters
 from launcher.plan.shape import block_linears
 from launcher.plan.states import LIVE_PARAMETERS, SUB_GROUP_ELEMENTS
+from published.ours import Own
 from published.rows import Point
 
 # Megatron (arXiv:2205.05198): 34 bytes for each token and hidden unit, 10 of them whole on all tensor ranks; 5 for each score.
@@ -50,7 +51,10 @@ class PeakConstants:
 def peak_bytes(point: Point, constants: PeakConstants) -> float:
     """Bytes of the fullest pipeline stage, as the row's kind of reading counts them."""
     work = point.work
-    allocated = max(_stage_bytes(point, stage, constants) for stage in {0, work.pp // 2, work.pp - 1})
+    if point.own:
+        allocated = _own_bytes(point.own)
+    else:
+        allocated = max(_stage_bytes(point, stage, constants) for stage in {0, work.pp // 2, work.pp - 1})
     kind = point.row.get("mem_kind") or ""
     if any(word in kind for word in ALLOCATED_KINDS):
         return allocated
@@ -59,6 +63,12 @@ def peak_bytes(point: Point, constants: PeakConstants) -> float:
         return reserved
     groups = sum(degree > 1 for degree in (work.dp, work.tp, work.pp))
     return reserved + constants.context + groups * constants.communicator
+
+
+def _own_bytes(own: Own) -> float:
+    """Tensors: the parts of the launcher's own peak without what the readings add to them."""
+    parts = memory_of(own.load, own.layout, limit_bytes=1).parts
+    return sum(size for name, size in parts.items() if name not in ("fragmentation", "context", "communicators"))
 
 
 def _stage_bytes(point: Point, stage: int, constants: PeakConstants) -> float:

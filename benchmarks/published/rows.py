@@ -13,10 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.plan.cost.links import Links, links_of
+from launcher.plan.cost.of_stage import work_of
 from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.work import Arithmetic, Attention, Work
 from launcher.plan.gpus import GPUS, Gpu
 from launcher.plan.shape import ModelShape
+from published import ours
+from published.ours import Own, is_own, own_of
 from published.stacks import FSDP, MEGATRON_CORE, TRANSFORMERS, stack_named
 
 Row = dict[str, str]
@@ -40,6 +43,7 @@ class Point:
     global_rows: float
     value: float
     memory: bool
+    own: Own | None = None  # a run of this program
 
     @property
     def family(self) -> tuple[str, str, str]:
@@ -85,12 +89,13 @@ def point_of(row: Row) -> Point | Skipped:
             id=row["id"],
             source=row["source"],
             reason=reason,
-            memory=row["metric"] == PEAK,
-            missed=row.get("complete") == "1" and _measures(row) and _dense(row),
+            memory=row["metric"] == PEAK or reason == ours.PROMISED,
+            missed=row.get("complete") == "1" and _missed(row, reason),
         )
     gpu, stack = _gpu(row), _stack(row)
     links = _links(row, gpu)
-    work = _work(row, stack)
+    own = own_of(row) if is_own(row) else None
+    work = work_of(own.load, own.layout) if own else _work(row, stack)
     rows = _number(row, "global_batch") or _number(row, "micro_batch", 1.0) * work.micro_batches * work.dp
     memory = row["metric"] == PEAK
     value = _peak_bytes(row) if memory else _step_s(row, work, gpu, rows)
@@ -105,7 +110,12 @@ def point_of(row: Row) -> Point | Skipped:
         global_rows=rows,
         value=value,
         memory=memory,
+        own=own,
     )
+
+
+def _missed(row: Row, reason: str) -> bool:
+    return reason == ours.PROMISED if is_own(row) else _measures(row) and _dense(row)
 
 
 def _measures(row: Row) -> bool:
@@ -118,6 +128,8 @@ def _dense(row: Row) -> bool:
 
 
 def _unusable(row: Row) -> str:
+    if is_own(row) and (reason := ours.unusable(row)):
+        return reason
     if not _measures(row):
         known = row["metric"] in (*TIMES, PEAK)
         return "no measured number" if known else f"{row['metric']} is neither a step time nor a peak"

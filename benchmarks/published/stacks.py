@@ -36,6 +36,8 @@ TRANSFORMERS = replace(OURS, name="transformers")
 def stack_named(framework: str) -> Stack:
     """The stack that a `framework` cell means; transformers where it names none of the others."""
     text = framework.lower()
+    if text.startswith(OURS.name):
+        return OURS
     if "composer" in text:
         return COMPOSER
     if any(word in text for word in ("fsdp", "titan", "litgpt", "torchtune")):
