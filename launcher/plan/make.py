@@ -13,6 +13,7 @@ from launcher.plan import reasons
 from launcher.plan.asked import (
     answer_tokens,
     batch_of,
+    batch_path,
     global_of,
     is_quantized,
     max_tokens_of,
@@ -20,6 +21,7 @@ from launcher.plan.asked import (
     precision_of,
     rollout_of,
 )
+from launcher.plan.batch import nearest_multiples
 from launcher.plan.cost.of_stage import Clock, Rollout
 from launcher.plan.cost.rates import Rates, catalogue_rates
 from launcher.plan.degrees import legal_degrees
@@ -106,6 +108,8 @@ def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
         degrees, refused = legal_degrees(spot if world == spot.case.world else _smaller(spot, world))
         illegal += refused if world == spot.case.world else []
         grounds += [_ground(spot, world, one, precision, rates) for one in degrees]
+    if not grounds:
+        return _no_degrees(spot, illegal)
     found = search(load, grounds, pinned, clock, objective=job.objective)
     if found is None:
         return _no_plan(spot.index, load, grounds[0], pinned)
@@ -219,6 +223,17 @@ def _disk_findings(case: Case, plan: Plan) -> list[Finding]:
     largest = plan.stages[kept.index(max(kept))].name
     hint = f"free {bytes_text(need - free)}, or choose another disk with --runs; stage {largest} takes the most"
     return [Finding(code="E211", path=("stages",), what=what, hint=hint)]
+
+
+def _no_degrees(spot: Spot, illegal: Sequence[Rejected]) -> Finding:
+    """Reached where some degrees suit the rows of a step, but a rule stands against each of them."""
+    total, world = global_of(spot.job, spot.stage), spot.case.world
+    reason = next((item for item in illegal if item.code != "E204"), illegal[0])
+    what = f"{total} is not a multiple of {world} ranks, and {reason.plan} cannot be: {reason.text}"
+    near = nearest_multiples(total, world)
+    return Finding(
+        code="E204", path=batch_path(spot.job, spot.index, "global"), what=what, hint=f"use {' or '.join(map(str, near))}"
+    )
 
 
 def _no_plan(index: int, load: Load, ground: Ground, pinned: Pinned) -> Finding:

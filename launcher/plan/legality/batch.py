@@ -7,6 +7,7 @@ from math import lcm
 
 from launcher.plan.asked import answer_tokens, batch_of, batch_path, global_of, rollout_of
 from launcher.plan.batch import nearest_micro, nearest_multiples
+from launcher.plan.legality.nearest import searched_degrees_fit
 from launcher.plan.legality.rule import Refusal, Rule, Spot, spots_of
 from launcher.spec.stages import Ppo
 
@@ -39,6 +40,8 @@ def batch_divides(spot: Spot) -> Iterator[Refusal]:
     common = lcm(*units.values())
     if dp is None or total % common == 0:
         return
+    if total < dp and searched_degrees_fit(spot):
+        return  # fewer rows than ranks: the plan lets several ranks share a row
     near = [f"{number} (nearest)" if not rank else str(number) for rank, number in enumerate(nearest_multiples(total, common))]
     hint = f"use {' or '.join(near)}"
     if len(set(units.values())) > 1:

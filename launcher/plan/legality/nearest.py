@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import product
 from math import log2
 
-from launcher.plan.asked import Asked, batch_of, global_of
+from launcher.plan.asked import Asked, batch_of, global_of, is_quantized
 from launcher.plan.legality.rule import Spot
 from launcher.plan.shape import ModelShape
+from launcher.spec.stages import Ppo
 
 DEGREES = ("tensor", "pipeline", "sequence")
 
@@ -38,6 +39,16 @@ def degrees_fit(spot: Spot, asked: Asked, *, batch: bool = True) -> bool:
         and (asked.sequence == 1 or asked.tensor * asked.pipeline == 1)
         and not (batch and rows % (micro * dp))
     )
+
+
+def searched_degrees_fit(spot: Spot) -> bool:
+    """Whether the plan, where it chooses the degrees, has some above 1 that suit the ranks, the model and the rows of a step."""
+    if not spot.asked.searches or isinstance(spot.stage, Ppo) or is_quantized(spot.job, spot.stage.kind):
+        return False
+    divisors = [degree for degree in range(1, spot.case.world + 1) if spot.case.world % degree == 0]
+    choices = product(divisors, repeat=len(DEGREES))
+    layouts = (replace(spot.asked, tensor=tp, pipeline=pp, sequence=sp) for tp, pp, sp in choices if sp == 1 or tp * pp == 1)
+    return any(degrees_fit(spot, layout) for layout in layouts if spot.case.world % layout.replica == 0)
 
 
 def near_degrees(spot: Spot, name: str, fits: Callable[[int], bool] = lambda degree: True) -> list[int]:

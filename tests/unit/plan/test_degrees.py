@@ -153,3 +153,17 @@ def test_one_batch_for_stages_with_other_replicas_names_once_what_they_need_toge
     assert (problem.code, problem.hint) == ("E204", "use 16 (nearest) or 8")
     assert "12 is not a multiple of 8, which its stages need together (pretrain 4, sft 8" in problem.what
     assert plan(make_job({"parallel": {"tensor": 2}, "batch.global": 16}, stages=stages), machine=gpus)
+
+
+def test_a_batch_smaller_than_the_ranks_is_planned_with_degrees(make_job, plan, gpus, llama):
+    """Eight replicas cannot share four rows; fewer replicas of several ranks can."""
+    stage = only(plan(make_job(SOURCE | {"batch.global": 4}), machine=gpus, shape=llama))
+    assert stage.world == 8
+    assert stage.dp * stage.tp * stage.pp * stage.sp == 8
+    assert 4 % stage.dp == 0
+
+
+def test_a_batch_that_no_degrees_can_share_is_refused_with_the_nearest(make_job, plan, gpus, llama):
+    quantized = {"batch.global": 4, "model.adapter": {"kind": "lora"}, "model.quantize": "nf4"}
+    with pytest.raises(LauncherError, match=r"E204.*4 is not a multiple of data-parallel = 8"):
+        plan(make_job(SOURCE | quantized), machine=gpus, shape=llama)
