@@ -57,9 +57,13 @@ def batch_divides(spot: Spot) -> Iterator[Refusal]:
 
 
 def _units(spot: Spot) -> dict[str, int]:
-    """micro x data parallel of every stage that takes its global batch from the same place as this one."""
+    """micro x data parallel of every stage that takes its global batch from the same place as this one.
+
+    Stages whose degrees the plan chooses are judged one by one: their replicas are not known yet.
+    """
     path = batch_path(spot.job, spot.index, "global")
-    sharing = [other for other in spots_of(spot.case) if batch_path(other.job, other.index, "global") == path]
+    others = [spot] if spot.asked.searches else [other for other in spots_of(spot.case) if not other.asked.searches]
+    sharing = [other for other in others if batch_path(other.job, other.index, "global") == path]
     return {
         other.stage.stage_name: (batch_of(other.job, other.stage).micro_seqs or 1) * other.dp for other in sharing if other.dp
     }
