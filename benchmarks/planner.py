@@ -23,6 +23,7 @@ from statistics import fmean, median, quantiles
 from published.fit import PEAK_PRIORS, TIME_PRIORS, fit_peaks, fit_times, predict_time
 from published.peaks import PeakConstants, peak_bytes
 from published.rows import Point, Skipped, peaks, read_points, times
+from published.table import NotATable
 
 from launcher.plan.cost.constants import PUBLISHED
 from launcher.plan.cost.fastest import fastest
@@ -217,7 +218,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON there too")
     args = parser.parse_args()
-    points, skipped = read_points(args.points or DATA)
+    try:
+        points, skipped = read_points(args.points or DATA)
+    except NotATable as error:
+        parser.error(str(error))
     if args.fit:
         print_fit(points)
         return

@@ -79,13 +79,31 @@ def _stage_bytes(point: Point, stage: int, constants: PeakConstants) -> float:
     states = _states(point, parameters, constants)
     logit = constants.logit_bytes_parallel if point.stack.name.startswith("megatron") else constants.logit_bytes
     logits = logit * work.tokens * shape.vocab / work.tp if stage == work.pp - 1 else 0.0
-    kept = _block_bytes(point, constants)
-    flying = min(work.pp - stage, work.micro_batches)
+    kept = kept_bytes(point, stage, constants)
     if work.recomputes != "all":
-        return states + flying * layers * kept + logits
-    inputs = flying * layers * 2 * work.tokens * shape.hidden
+        return states + kept + logits
+    flying = _flying(work, stage)
     buffers = PIPELINE_COPIES * flying * 2 * work.tokens * shape.hidden if point.stack.deepspeed and work.pp > 1 else 0.0
-    return states + inputs + buffers + max(logits, constants.recomputed * kept)
+    return states + kept + buffers + max(logits, constants.recomputed * _block_bytes(point, constants))
+
+
+def kept_bytes(point: Point, stage: int, constants: PeakConstants) -> float:
+    """What the blocks of a stage hold for the backward pass: all they save, or their inputs where they are recomputed."""
+    work = point.work
+    block = 2 * work.tokens * work.shape.hidden if work.recomputes == "all" else _block_bytes(point, constants)
+    return _flying(work, stage) * _layers(work, stage) * block
+
+
+def _flying(work: Work, stage: int) -> float:
+    """Micro-batches that a stage holds at once, each counted for all its blocks.
+
+    Interleaved, it warms up with 2 (p - 1 - stage) + (v - 1) p pieces, each a v-th of its blocks (arXiv:2104.04473): on the
+    first stage 1 + (p - 1) / (p v) times as much as without (arXiv:2205.05198, section 4.2.3).
+    """
+    if work.virtual == 1:
+        return min(work.pp - stage, work.micro_batches)
+    pieces = 2 * (work.pp - 1 - stage) + (work.virtual - 1) * work.pp + 1
+    return min(pieces / work.virtual, work.micro_batches)
 
 
 def _layers(work: Work, stage: int) -> float:

@@ -6,27 +6,41 @@ metric is a time or a peak; formula outputs (`measured` 0) are tests of the form
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.errors import LauncherError
 from launcher.plan.cost.links import Links, links_of
 from launcher.plan.cost.of_stage import work_of
 from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.work import Arithmetic, Attention, Work
 from launcher.plan.gpus import GPUS, Gpu
+from launcher.plan.layout import BYTES
 from launcher.plan.shape import ModelShape
 from published import ours
 from published.ours import Own, is_own, own_of
 from published.stacks import FSDP, MEGATRON_CORE, TRANSFORMERS, stack_named
+from published.table import Row, number, read_rows, whole
 
-Row = dict[str, str]
 PEAK = "peak_mem_GB"
 TIMES = ("step_s", "tokens_per_s_per_gpu", "tokens_per_s_total", "tflops_per_gpu", "mfu")
 GIB_KINDS = ("nvidia-smi", "GiB", "reserved", "allocated")  # what prints 2^30 bytes as GB
 LORA_RANK = 64  # where a row does not say it
+NO = ("0", "0.0", "no", "false")
+SIZES = ("layers", "hidden", "heads", "seq")  # without which nothing can be predicted
+MOST = {
+    "layers": 10_000,
+    "hidden": 10**6,
+    "ffn": 10**7,
+    "vocab": 10**8,
+    "seq": 10**8,
+    "n_gpus": 10**7,
+    "dp": 10**7,
+    "pp": 10_000,
+}
+EXPERTS = r"moe|mixtral|\ba\d+b|_a\d+b|\d+x\d+b|experts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +87,12 @@ class Skipped:
 
 
 def read_points(path: Path) -> tuple[list[Point], list[Skipped]]:
+    """NotATable where the file is none."""
     points: list[Point] = []
     skipped: list[Skipped] = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            found = point_of(row)
-            (points if isinstance(found, Point) else skipped).append(found)  # type: ignore[arg-type]
+    for row in read_rows(path):
+        found = point_of(row)
+        (points if isinstance(found, Point) else skipped).append(found)  # type: ignore[arg-type]
     return points, skipped
 
 
@@ -90,13 +104,13 @@ def point_of(row: Row) -> Point | Skipped:
             source=row["source"],
             reason=reason,
             memory=row["metric"] == PEAK or reason == ours.PROMISED,
-            missed=row.get("complete") == "1" and _missed(row, reason),
+            missed=_complete(row) and _missed(row, reason),
         )
     gpu, stack = _gpu(row), _stack(row)
     links = _links(row, gpu)
-    own = own_of(row) if is_own(row) else None
+    own = _own(row)
     work = work_of(own.load, own.layout) if own else _work(row, stack)
-    rows = _number(row, "global_batch") or _number(row, "micro_batch", 1.0) * work.micro_batches * work.dp
+    rows = number(row, "global_batch") or work.tokens * work.sp / work.row_tokens * work.micro_batches * work.dp
     memory = row["metric"] == PEAK
     value = _peak_bytes(row) if memory else _step_s(row, work, gpu, rows)
     return Point(
@@ -115,41 +129,66 @@ def point_of(row: Row) -> Point | Skipped:
 
 
 def _missed(row: Row, reason: str) -> bool:
-    return reason == ours.PROMISED if is_own(row) else _measures(row) and _dense(row)
+    return reason == ours.PROMISED if _own(row) else _measures(row) and _dense(row)
+
+
+def _own(row: Row) -> Own | None:
+    """A run of this program as it was; None for other programs, and where cells are not as benchmarks/gpu.py writes them."""
+    try:
+        own = own_of(row) if is_own(row) else None
+    except (LauncherError, StopIteration, ValueError):
+        return None
+    if own is None or own.layout.precision not in BYTES:
+        return None
+    layout = own.layout
+    counts = (layout.dp, layout.tp, layout.pp, layout.sp, layout.micro_batch, layout.grad_accum, own.load.row_tokens)
+    return own if min(counts) > 0 else None
 
 
 def _measures(row: Row) -> bool:
     """A step time or a peak that was read, not worked out."""
-    return row["metric"] in (*TIMES, PEAK) and bool(_number(row, "value")) and row.get("measured", "1") != "0"
+    return row["metric"] in (*TIMES, PEAK) and bool(number(row, "value")) and row["measured"] not in NO
+
+
+def _complete(row: Row) -> bool:
+    """As the row says; one that says nothing is complete where no size is missing."""
+    return row["complete"] not in NO if row["complete"] else not _missing(row)
+
+
+def _missing(row: Row) -> list[str]:
+    return [name for name in SIZES if not whole(row, name, 0)]
 
 
 def _dense(row: Row) -> bool:
-    return _whole(row, "ep") == 1 and "moe" not in row["model"].lower()
+    return whole(row, "ep") == 1 and not re.search(EXPERTS, row["model"].lower())
 
 
 def _unusable(row: Row) -> str:
-    if is_own(row) and (reason := ours.unusable(row)):
+    """Why a row is not scored; empty where it is."""
+    if _own(row) and (reason := ours.unusable(row)):
         return reason
     if not _measures(row):
         known = row["metric"] in (*TIMES, PEAK)
-        return "no measured number" if known else f"{row['metric']} is neither a step time nor a peak"
-    missing = [name for name in ("layers", "hidden", "heads", "seq") if not _number(row, name)]
-    if missing:
-        return f"no {', '.join(missing)}"
-    if _catalogue_name(row) is None:
-        return f"{row['GPU']} is not in the catalogue of GPUs"
-    if row.get("complete", "1") == "0":
+        return "no measured number" if known else f"{row['metric'] or 'no metric'} is neither a step time nor a peak"
+    if _missing(row):
+        return f"no {', '.join(_missing(row))}"
+    if _catalogue_name(row) is None and row["metric"] != PEAK:
+        return f"{row['GPU'] or 'no GPU'} is not in the catalogue of GPUs"
+    if row["complete"] in NO:
         return "the row is marked as incomplete"
-    return "" if _dense(row) else "experts are not modelled"
+    return _impossible(row) if _dense(row) else "experts are not modelled"
 
 
-def _number(row: Row, name: str, default: float | None = None) -> float | None:
-    found = re.match(r"\s*-?\d+(\.\d+)?([eE]-?\d+)?", row.get(name) or "")
-    return float(found.group()) if found else default
-
-
-def _whole(row: Row, name: str, default: int = 1) -> int:
-    return int(_number(row, name) or default)
+def _impossible(row: Row) -> str:
+    """Sizes and degrees that no run can have had."""
+    for name, most in MOST.items():
+        if whole(row, name) > most:
+            return f"{name} {whole(row, name)} cannot be"
+    if whole(row, "heads") > whole(row, "hidden"):
+        return "more heads than hidden units"
+    if whole(row, "tp") > min(whole(row, "heads"), whole(row, "ffn", whole(row, "hidden"))):
+        return "more tensor ranks than heads or columns of the MLP"
+    return "more pipeline stages than blocks" if whole(row, "pp") > whole(row, "layers") + 2 else ""
 
 
 _GPU_NAMES = (
@@ -180,15 +219,29 @@ _GPU_NAMES = (
 
 
 def _catalogue_name(row: Row) -> str | None:
-    text = row["GPU"].lower()
-    return next((name for pattern, name in _GPU_NAMES if re.search(pattern, text)), None)
+    """By its text; where that names two sizes of a GPU, or none, by its memory, if only one GPU has it."""
+    text, stated = row["GPU"].lower(), number(row, "gpu_mem_GB")
+    named = next((name for pattern, name in _GPU_NAMES if re.search(pattern, text)), None)
+    if named is None and stated:
+        alike = [name for name in GPUS if abs(_nominal_gb(name) / stated - 1) < 0.02]
+        return alike[0] if len(alike) == 1 else None
+    other = _OTHER_SIZES.get(named or "")
+    return other if other and stated and abs(_nominal_gb(other) - stated) < 4 else named
+
+
+_OTHER_SIZES = {"a100-80gb": "a100-40gb", "v100-32gb": "v100-16gb"}
+
+
+def _nominal_gb(name: str) -> float:
+    return float(name.rsplit("-", 1)[-1].removesuffix("gb"))
 
 
 def _gpu(row: Row) -> Gpu:
     name = _catalogue_name(row)
-    assert name is not None  # _unusable
+    if name is None:  # a peak, for which only the memory of the GPU is asked
+        return replace(GPUS["a100-80gb"], name=row["GPU"])
+    stated = number(row, "gpu_mem_GB") or 0
     gpu = GPUS[name]
-    stated = _number(row, "gpu_mem_GB") or 0
     if name == "h100-80gb" and 90 < stated < 100:  # 96 GB of HBM2e and 500 W: 0.86 of the clock
         return replace(gpu, tflops_16bit=0.86 * gpu.tflops_16bit, memory_gbs=2400, usable_gib=stated * 0.98)
     return gpu
@@ -208,7 +261,7 @@ _NETWORKS: tuple[tuple[str, int | None, int | None, float], ...] = (
 
 def _links(row: Row, gpu: Gpu) -> Links:
     links = links_of(gpu, host_gpus=8)
-    text = (row.get("interconnect") or "").lower()
+    text = row["interconnect"].lower()
     for pattern, host_gpus, nvlink_gpus, nic_gbs in _NETWORKS:
         if re.search(pattern, text):
             links = replace(links, nic_gbs=nic_gbs)
@@ -219,17 +272,19 @@ def _links(row: Row, gpu: Gpu) -> Links:
 
 def _stack(row: Row) -> Stack:
     stack = stack_named(row["framework"])
-    split = _whole(row, "tp") > 1 and _whole(row, "sp") == _whole(row, "tp")
+    split = whole(row, "tp") > 1 and whole(row, "sp") == whole(row, "tp")
     return replace(stack, norms_split=True) if split else stack
 
 
 def _work(row: Row, stack: Stack) -> Work:
-    tp, pp, dp = _whole(row, "tp"), _whole(row, "pp"), _whole(row, "dp")
-    sequence = 1 if stack.norms_split else _whole(row, "sp")
-    shared = max(sequence, _whole(row, "cp"))
-    seq = _whole(row, "seq")
-    micro = _number(row, "micro_batch") or 1.0
-    accum = _number(row, "grad_accum") or max(1.0, (_number(row, "global_batch") or micro * dp) / (micro * dp))
+    tp, pp = whole(row, "tp"), whole(row, "pp")
+    sequence = 1 if stack.norms_split else whole(row, "sp")
+    shared = max(sequence, whole(row, "cp"))
+    dp = whole(row, "dp", 0) or max(1, whole(row, "n_gpus") // (tp * pp * shared))
+    seq = whole(row, "seq")
+    rows, accum = number(row, "global_batch"), number(row, "grad_accum")
+    micro = number(row, "micro_batch") or max(1.0, (rows or dp) / (dp * (accum or 1.0)) if accum else 1.0)
+    accum = accum or max(1.0, (rows or micro * dp) / (micro * dp))
     precision, zero = row["precision"].lower(), _zero(row, stack)
     trained = "all" if _method(row) == "full" else "adapter_and_ends" if "emb" in row["method"] else "adapter"
     return Work(
@@ -248,7 +303,7 @@ def _work(row: Row, stack: Stack) -> Work:
         adapter_rank=0 if trained == "all" else _rank(row),
         packed="gptq" if "gptq" in row["method"] or "int4" in precision else "nf4" if "qlora" in row["method"] else None,
         recomputes=_recomputes(row["recompute"]),
-        virtual=_whole(row, "vpp"),
+        virtual=whole(row, "vpp"),
         ends_fill_stages="count as layers" in row["notes"],
         gradient_bytes=4 if "fp32" in precision.replace("amp fp32", "") or stack.name.startswith("megatron-c") else 2,
         gathers=1 if stack.name == FSDP.name and "2" in row["zero_stage"] else 2,
@@ -257,7 +312,7 @@ def _work(row: Row, stack: Stack) -> Work:
 
 def _zero(row: Row, stack: Stack) -> int:
     """FSDP shards as ZeRO 3 does; its stage 2 gathers once a micro-batch instead of twice."""
-    stage = int(_number(row, "zero_stage") or 0)
+    stage = whole(row, "zero_stage", 0)
     if stack.name == FSDP.name and stage >= 2:
         return 3
     return min(stage, 3)
@@ -308,19 +363,19 @@ def _recomputes(text: str) -> str:
 
 
 def _shape(row: Row) -> ModelShape:
-    hidden, heads = _whole(row, "hidden"), _whole(row, "heads")
-    gated = row.get("gated_mlp") != "0"
+    hidden, heads = whole(row, "hidden"), whole(row, "heads")
+    gated = row["gated_mlp"] not in NO
     return ModelShape(
         family="llama" if gated else "gpt_neox",
-        vocab=_whole(row, "vocab", 50_257),
+        vocab=whole(row, "vocab", 50_257),
         hidden=hidden,
-        layers=_whole(row, "layers"),
+        layers=whole(row, "layers"),
         heads=heads,
-        kv_heads=_whole(row, "kv_heads", heads),
-        head_dim=hidden // heads,
-        ffn=_whole(row, "ffn", 4 * hidden),
-        positions=_whole(row, "seq"),
-        tied=row.get("tied_emb") == "1",
+        kv_heads=whole(row, "kv_heads", heads),
+        head_dim=round(hidden / heads),
+        ffn=whole(row, "ffn", 4 * hidden),
+        positions=whole(row, "seq"),
+        tied=row["tied_emb"] not in ("", *NO),
         attention_bias=not gated,
         out_bias=not gated,
         mlp_bias=not gated,
@@ -328,13 +383,13 @@ def _shape(row: Row) -> ModelShape:
 
 
 def _peak_bytes(row: Row) -> float:
-    kind = row.get("mem_kind") or ""
+    kind = row["mem_kind"]
     unit = 2**30 if any(word in kind for word in GIB_KINDS) else 1e9
-    return (_number(row, "value") or 0) * unit
+    return (number(row, "value") or 0) * unit
 
 
 def _step_s(row: Row, work: Work, gpu: Gpu, rows: float) -> float:
-    value, metric, world = _number(row, "value") or 0, row["metric"], _whole(row, "n_gpus", work.world)
+    value, metric, world = number(row, "value") or 0, row["metric"], whole(row, "n_gpus", work.world)
     tokens = rows * work.row_tokens
     if metric == "step_s":
         return value

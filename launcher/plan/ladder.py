@@ -6,6 +6,7 @@ compute, ZeRO 3 sends half as much again, offload waits for the host's memory. s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launcher.plan.batch import micro_choices
@@ -187,8 +188,12 @@ def layout_of(ground: Ground, rung: Rung, micro: int, pinned: Pinned) -> Layout:
 
 
 def best_micro(load: Load, ground: Ground, rung: Rung, pinned: Pinned) -> Fit:
-    """The largest micro-batch that fits safely, else that fits at all, else the smallest one."""
-    tried = [fit_of(load, ground, rung, micro, pinned) for micro in micros_of(load, ground, pinned)]
+    """The best of all micro-batches that are tried."""
+    return best_of([fit_of(load, ground, rung, micro, pinned) for micro in micros_of(load, ground, pinned)])
+
+
+def best_of(tried: Sequence[Fit]) -> Fit:
+    """Of micro-batches, largest first: the largest that fits safely, else that fits at all, else the smallest one."""
     for wanted in (SAFE, LIKELY):
         for fit in tried:
             if fits(fit, wanted):

@@ -1,8 +1,8 @@
 """(load, grounds, what is pinned, clock) -> Found: layouts judged by memory and time, the one to take, and why not the rest.
 
-DERIVE, pure. A ground is a choice of degrees; each is tried with every rung of the ladder and every micro-batch. Memory grows
-with the micro-batch, so that larger ones than the largest that fits are ruled out without working them out. Times are compared
-where it fits with 95 %; of those within 2 % of the best the plainest is taken, then the largest micro-batch.
+DERIVE, pure. A ground is a choice of degrees; each is tried with every rung of the ladder and every micro-batch, because memory
+does not always grow with it: a single pass adds nothing up in fp32, and logits are cut into tiles of equal size. Times are
+compared where it fits with 95 %; of those within 2 % of the best the plainest is taken, then the largest micro-batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher.plan.ladder import (
     Ground,
     Pinned,
     Rung,
-    best_micro,
+    best_of,
     fit_of,
     fits,
     micros_of,
@@ -96,17 +96,18 @@ def search(
     safe: list[Candidate] = []
     tight: list[Candidate] = []
     for ground in grounds:
+        micros = micros_of(load, ground, pinned)
         for order, rung in enumerate(rungs_for(pinned)):
             refusal = unsuited(rung, ground, pinned)
             if refusal is not None:
                 rejected.append(Rejected(plan=plan_text(ground, rung), code=refusal[0], text=refusal[1]))
                 continue
-            micros = micros_of(load, ground, pinned)
-            judged += len(micros)
-            fitting = _fitting(load, ground, rung, micros, pinned)
-            safe += [_timed(fit_of(load, ground, rung, micro, pinned), clock, order) for micro in fitting]
+            tried = [fit_of(load, ground, rung, micro, pinned) for micro in micros]
+            judged += len(tried)
+            fitting = [fit for fit in tried if fits(fit, SAFE)]
+            safe += [_timed(fit, clock, order) for fit in fitting]
             if not fitting:
-                least = best_micro(load, ground, rung, pinned)
+                least = best_of(tried)
                 if fits(least, LIKELY):
                     tight.append(_timed(least, clock, order))
                 text = plan_text(ground, rung, least.layout.micro_batch)
@@ -124,27 +125,6 @@ def search(
         rejected=(*slower, *merged(rejected)),
         judged=judged,
     )
-
-
-def _fitting(load: Load, ground: Ground, rung: Rung, micros: Sequence[int], pinned: Pinned) -> Sequence[int]:
-    """Micro-batches that fit safely, largest first.
-
-    A smaller one needs less, but for one step: a single pass adds no gradients up, which two or more do in fp32.
-    """
-
-    def fitting(micro: int) -> bool:
-        return fits(fit_of(load, ground, rung, micro, pinned), SAFE)
-
-    single = [micro for micro in micros if micro == ground.rows and fitting(micro)]
-    several = [micro for micro in micros if micro != ground.rows]
-    low, high = 0, len(several)
-    while low < high:
-        middle = (low + high) // 2
-        if fitting(several[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return single + several[low:]
 
 
 def _timed(fit: Fit, clock: Clock | None, order: int) -> Candidate:

@@ -1,7 +1,8 @@
 """Links: the bandwidth that a group of ranks has, from where its members sit. DERIVE, pure.
 
 Tensor ranks are neighbours, then sequence ranks, then replicas; pipeline stages are farthest apart. A ring that crosses hosts
-enters and leaves each host once, so a group with q members in a host has q network cards' worth of bandwidth.
+enters and leaves each host once, so a group with q members in a host has q network cards' worth of bandwidth; so it is with
+the islands that NVLink joins inside a host, and PCIe.
 """
 
 from __future__ import annotations
@@ -29,24 +30,31 @@ class Links:
         return self.pcie_gbs * 1e9 * constants.pcie_share
 
     def neighbours(self, members: int, constants: Constants) -> float:
-        """Bytes a second of a ring of neighbours: on one island, across islands of one host over PCIe, or across hosts."""
-        best = self.inside(constants)
-        if members <= self.nvlink_gpus:
-            return best
-        if members <= self.host_gpus:
-            return min(best, max(1, self.nvlink_gpus) * self.pcie_gbs * 1e9 * constants.pcie_share)
-        return min(best, self.host_gpus * self.network(constants))
+        """Bytes a second of a ring of neighbours."""
+        return self.strided(members, stride=1, constants=constants)
 
     def network(self, constants: Constants) -> float:
         """Bytes a second that one GPU sends to another host."""
         return self.nic_gbs * 1e9 * constants.nic_share
 
-    def strided(self, members: int, *, stride: int, world: int, constants: Constants) -> float:
-        """Bytes a second of a ring whose members are `stride` ranks apart, of `world` ranks."""
-        if world <= self.host_gpus or members * stride <= self.host_gpus:
-            return self.inside(constants)
+    def strided(self, members: int, *, stride: int, constants: Constants) -> float:
+        """Bytes a second of a ring whose members are `stride` ranks apart: in one island, over PCIe, or across hosts."""
+        best, reach = self.inside(constants), members * stride
+        if reach <= self.nvlink_gpus:
+            return best
+        if reach <= self.host_gpus:
+            together = max(1, min(members, self.nvlink_gpus // stride))
+            return min(best, together * self.pcie_gbs * 1e9 * constants.pcie_share)
         together = max(1, min(members, self.host_gpus // stride))
-        return min(self.inside(constants), together * self.network(constants))
+        return min(best, together * self.network(constants))
+
+    def hop(self, world: int, constants: Constants) -> float:
+        """Bytes a second from a GPU to its like in the next pipeline stage, where that is farthest away."""
+        if world <= self.nvlink_gpus:
+            return self.inside(constants)
+        if world <= self.host_gpus:
+            return min(self.inside(constants), self.pcie_gbs * 1e9 * constants.pcie_share)
+        return self.network(constants)
 
 
 def links_of(gpu: Gpu, *, host_gpus: int) -> Links:

@@ -108,10 +108,9 @@ def _hop_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -
     if work.pp == 1:
         return 0.0
     sent = 2 * work.tokens * work.shape.hidden
-    away = links.network(constants) if work.world > links.host_gpus else links.inside(constants)
     split = work.tp if stack.gathers_hidden or stack.norms_split else 1
-    behind = sent / links.inside(constants) if stack.gathers_hidden else 0.0
-    return sent / split / away + behind
+    gathered = (work.tp - 1) / work.tp * sent if stack.gathers_hidden else 0.0
+    return sent / split / links.hop(work.world, constants) + gathered / links.neighbours(work.tp, constants)
 
 
 def _parameters(work: Work) -> tuple[float, float]:
@@ -137,7 +136,7 @@ def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, 
     if shards == 1:
         return 0.0
     whole, of_rank = _parameters(work)
-    bandwidth = links.strided(shards, stride=work.tp, world=work.world, constants=constants)
+    bandwidth = links.strided(shards, stride=work.tp, constants=constants)
     around = (shards - 1) / shards
     if work.zero == 3:
         scattered = work.scatter_bytes * _trained_share(work)

@@ -1,0 +1,97 @@
+"""What only our stages have: offload, checkpoints on the host, ppo's phases, calibration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.plan.cost.constants import PUBLISHED
+from launcher.plan.cost.of_stage import Clock, Rollout, Speeds, work_of
+from launcher.plan.cost.rates import Scale
+from launcher.plan.cost.stack import OURS
+from launcher.spec.model import Lora
+from tests.unit.plan.cost.ideal import PCIE_GBS
+
+
+def test_an_offloaded_optimizer_sends_gradients_down_and_parameters_up_and_steps_on_the_host(load, layout, gpu, links):
+    """ZeRO 2 sends the gradients of each micro-batch; eight ranks share the host's memory."""
+    speeds = Speeds(gpu=gpu, links=links, stack=OURS, constants=replace(PUBLISHED, pcie_share=1.0), host_ranks=8)
+    offloaded = Clock(load, speeds).time(replace(layout, zero=2, offload_optimizer="cpu", grad_accum=4))
+    owned = load.num_params / 8
+    moved = 2 * owned * (4 + 1) / (PCIE_GBS * 1e9)
+    adam = PUBLISHED.optimizer_bytes * owned * 8 / (PUBLISHED.host_gbs * 1e9)
+    assert offloaded.parts["offload"] == pytest.approx(moved + adam)
+    assert offloaded.parts["optimizer"] == 0.0
+    assert sum(offloaded.parts.values()) == pytest.approx(offloaded.step_s)
+
+
+def test_half_of_an_optimizer_on_the_host_takes_half_of_both(load, layout, speeds):
+    whole, half = (
+        Clock(load, speeds).time(replace(layout, offload_optimizer="cpu", ratio=ratio)).parts for ratio in (1.0, 0.5)
+    )
+    kept = Clock(load, speeds).time(layout).parts
+    assert half["offload"] == pytest.approx(whole["offload"] / 2)
+    assert half["optimizer"] == pytest.approx(kept["optimizer"] / 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"offload_optimizer": "cpu"}, {"offload_optimizer": "nvme"}, {"offload_parameters": "cpu"}, {"checkpointing": "offload"}],
+)
+def test_whatever_rests_on_the_host_or_a_disk_takes_longer(load, layout, speeds, change):
+    plain, away = (Clock(load, speeds).time(one) for one in (layout, replace(layout, **change)))
+    assert away.step_s > plain.step_s
+    assert away.parts["offload"] > 0
+    assert "offload" not in plain.parts
+
+
+def test_a_disk_is_slower_than_the_hosts_memory(load, layout, speeds):
+    memory, disk = (Clock(load, speeds).time(replace(layout, offload_optimizer=place)).step_s for place in ("cpu", "nvme"))
+    assert disk > memory
+
+
+def test_the_phases_of_ppo_are_positive_and_grow_with_answers_and_prompts(load, layout, speeds):
+    def phases(answer=128, prompts=512):
+        ppo = replace(load, kind="ppo", row_tokens=512 + answer, answer_tokens=answer)
+        parts = Clock(ppo, speeds, rollout=Rollout(prompts=prompts, steps=2)).time(layout).parts
+        return {name: parts[name] for name in ("sampling", "scoring", "critic", "compute")}
+
+    few, long, many = phases(), phases(answer=256), phases(prompts=1024)
+    assert min(few.values()) > 0
+    assert all(long[name] > few[name] for name in few)
+    assert many["sampling"] > few["sampling"]
+    assert many["scoring"] == pytest.approx(2 * few["scoring"])
+    assert many["compute"] == few["compute"]
+
+
+def test_parts_of_a_ppo_step_add_up_with_an_adapter_and_a_calibration_too(load, layout, speeds):
+    ppo = replace(load, kind="ppo", adapter=Lora(rank=8), row_tokens=640, answer_tokens=128)
+    for scale in (0.8, 1.0, 1.3):
+        time = Clock(ppo, speeds, rollout=Rollout(prompts=512, steps=2), scale=scale).time(layout)
+        assert sum(time.parts.values()) == pytest.approx(time.step_s)
+
+
+def test_a_calibration_scales_the_whole_step(load, layout, speeds):
+    plain, scaled = (Clock(load, speeds, scale=scale).time(layout).step_s for scale in (1.0, 1.3))
+    assert scaled == pytest.approx(1.3 * plain)
+
+
+def test_a_scale_of_few_runs_is_drawn_to_1():
+    """n runs weigh n / (n + 2)."""
+    assert Scale(time=1.44, runs=2).shrunk().time == pytest.approx(1.2)
+    assert Scale(time=1.44, runs=0).shrunk().time == 1.0
+    assert Scale(time=1.44, runs=998).shrunk().time == pytest.approx(1.44, rel=1e-3)
+
+
+def test_a_clock_that_keeps_kernels_tells_the_same_time_as_a_new_one(load, layout, speeds):
+    clock = Clock(load, speeds)
+    layouts = [replace(layout, micro_batch=micro, zero=zero) for micro in (1, 2) for zero in (1, 3)]
+    layouts += [replace(layout, dp=2, tp=4), replace(layout, dp=2, pp=4, zero=1), replace(layout, dp=2, sp=4)]
+    assert [clock.time(one) for one in layouts] == [Clock(load, speeds).time(one) for one in layouts]
+
+
+def test_gradients_that_are_summed_in_fp32_are_sent_in_fp32(load, layout):
+    assert work_of(load, replace(layout, zero=1)).gradient_bytes == 4
+    assert work_of(load, replace(layout, zero=1, grad_accum=1)).gradient_bytes == 2
+    assert work_of(load, replace(layout, zero=1, precision="fp16")).gradient_bytes == 2
