@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -15,8 +17,8 @@ sys.path.append(str(BENCHMARKS))  # as for a script that lies there
 
 import gpu  # noqa: E402
 from gpu_runs.cases import CASES, CPU_CASES, tell  # noqa: E402
-from gpu_runs.folder import make_command  # noqa: E402
-from gpu_runs.measure import WARM_UP_STEPS, Outcome, measure  # noqa: E402
+from gpu_runs.folder import Command, make_command  # noqa: E402
+from gpu_runs.measure import WARM_UP_STEPS, Gauge, Outcome, measure, outcome_of  # noqa: E402
 from gpu_runs.rows import Ground, append, columns, done_in, is_done, rows_of  # noqa: E402
 from gpu_runs.session import list_text, machine_of  # noqa: E402
 from published.fit import predict_time  # noqa: E402
@@ -26,6 +28,7 @@ from published.rows import Point, Skipped, point_of, read_points  # noqa: E402
 
 from launcher.plan.cost.constants import PUBLISHED  # noqa: E402
 from launcher.plan.gpus import GPUS  # noqa: E402
+from launcher.rundir.folder import RunDir, write_json  # noqa: E402
 from launcher.units import GIB  # noqa: E402
 
 H200 = Ground(machine=machine_of("h200-141gb"), driver="580.159.04", day=date(2026, 11, 28))
@@ -110,6 +113,34 @@ def test_a_row_is_predicted_as_the_plan_predicts_the_job(case):
     assert reserved == pytest.approx(driver - parts["context"], rel=1e-6)
     assert allocated == pytest.approx(reserved - parts["fragmentation"], rel=1e-6)
     assert points["nvidia-smi"].value == 24 * GIB
+
+
+OUTCOMES = {
+    "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB": ("oom", "E555"),
+    "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory": ("skipped", "E555"),  # of the host
+    "": ("skipped", "ended by signal 9"),
+}
+
+
+@pytest.mark.parametrize("said", OUTCOMES)
+def test_only_a_device_without_memory_is_out_of_memory(said, tmp_path):
+    command = Command(run=RunDir(tmp_path), stage="pretrain", argv=[], env={})
+    if said:
+        problem = {"code": "E555", "where": "", "what": f"no memory is left on the device ({said})", "hint": "less"}
+        write_json(command.run.stage("pretrain").problem(0), {"problems": [problem]})
+    outcome = outcome_of(command, 1 if said else -9, "", device_bytes=GIB, wall_s=20.0, limit_s=150.0)
+    kind, reason = OUTCOMES[said]
+    assert (outcome.kind, outcome.reason.startswith(reason)) == (kind, True)
+
+
+def test_the_gauge_keeps_the_most_that_the_device_held_above_what_it_held_before(monkeypatch):
+    used = iter((3, 5, 23, 9))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=next(used) * GIB))
+    gauge = Gauge("a handle")
+    for _ in range(3):
+        gauge.look()
+    assert gauge.above_bytes == 20 * GIB
+    assert Gauge().above_bytes is None
 
 
 def test_running_out_of_memory_is_judged_by_what_the_plan_had_said():
