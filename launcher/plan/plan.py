@@ -97,6 +97,7 @@ class Option:
     """A plan that fits and was not taken, or that was: where it lies between time and memory."""
 
     plan: str
+    world: int
     step_s: float
     peak_bytes: int
     p_fit: float

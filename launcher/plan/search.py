@@ -121,7 +121,7 @@ def search(
     return Found(
         chosen=chosen,
         runner_up=others[0] if others else None,
-        front=_front(families),
+        front=_front(safe),
         rejected=(*slower, *merged(rejected)),
         judged=judged,
     )
@@ -163,15 +163,18 @@ def _behind(one: Candidate, chosen: Candidate) -> str:
     return f"{short_seconds_text(one.seconds)} a step{ranks}, {share}"
 
 
-def _front(families: Sequence[Candidate]) -> tuple[Option, ...]:
-    """No other one is both faster and smaller; fastest first."""
+def _front(found: Sequence[Candidate]) -> tuple[Option, ...]:
+    """Those that no other one beats in both time and memory, fastest first. Nothing where no time is known."""
     front: list[Option] = []
-    for one in sorted(families, key=lambda one: (one.seconds, one.fit.memory.peak_bytes)):
-        memory = one.fit.memory
-        if one.time and (not front or memory.peak_bytes < front[-1].peak_bytes):
-            option = Option(plan=one.text(), step_s=one.seconds, peak_bytes=memory.peak_bytes, p_fit=memory.p_fit or 0.0)
-            front.append(option)
+    for one in sorted(found, key=lambda one: (one.seconds, one.fit.memory.peak_bytes)):
+        if one.time and (not front or one.fit.memory.peak_bytes < front[-1].peak_bytes):
+            front.append(_option(one))
     return tuple(front)
+
+
+def _option(one: Candidate) -> Option:
+    memory, world = one.fit.memory, one.fit.ground.world
+    return Option(plan=one.text(), world=world, step_s=one.seconds, peak_bytes=memory.peak_bytes, p_fit=memory.p_fit or 0.0)
 
 
 def _tight(tight: Sequence[Candidate], rejected: Sequence[Rejected], judged: int) -> Found | None:
