@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from launcher.cli.docs_parallelism import parallelism_text
@@ -12,6 +13,7 @@ from launcher.cli.main import COMMANDS, make_parser
 from launcher.errors import CATALOGUE, EXIT_CODES
 from launcher.rundir.folder import write_atomic
 
+_GOLDENS, _PLANS = "tests/golden/errors", "tests/golden/plan"
 _BANDS = {
     "1": "the job file and the command line",
     "2": "the plan",
@@ -22,10 +24,10 @@ _BANDS = {
 }
 
 
-def errors_text() -> str:
-    """docs/errors.md: one section a band, one row a code."""
-    made = "Built by `python -m launcher.cli.docs` from `launcher/errors.py`. Codes are stable, wording is not."
-    lines = ["# Errors", "", made]
+def errors_text(root: Path) -> str:
+    """docs/errors.md: one section a band, one row a code, and the texts that tests compare with what the commands print."""
+    lines = ["# Errors", "", "Built by `python -m launcher.cli.docs` from `launcher/errors.py` and the texts of"]
+    lines += [f"`{_GOLDENS}`. Codes are stable, wording is not."]
     for band, title in _BANDS.items():
         codes = sorted(code for code in CATALOGUE if code[1] == band)
         lines += ["", f"## E{band}xx: {title} (exit code {EXIT_CODES[band]})", ""]
@@ -33,7 +35,22 @@ def errors_text() -> str:
         for code in codes:
             info = CATALOGUE[code]
             lines.append(f"| {code} | {info.title} | {_cell(info.when)} | {_cell(info.remedy)} |")
+        shown = [example for code in codes if (example := _example(root, code))]
+        if shown:
+            lines += ["", "As the commands print them:", "", "```text", "\n\n".join(shown), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _example(root: Path, code: str) -> str:
+    """A text that shows a code, its own golden before others: a problem with its hint, or a plan not taken. Empty: none."""
+    errors = sorted((root / _GOLDENS).glob("*.txt"), key=lambda path: (not path.name.startswith(code), path.name))
+    for path in (*errors, *sorted((root / _PLANS).glob("*.txt"))):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines):
+            if f"[{code}]" in line:
+                behind = takewhile(lambda line: line.startswith("  hint:"), lines[number + 1 :])
+                return "\n".join([line.strip(), *behind])
+    return ""
 
 
 def cli_text() -> str:
@@ -61,7 +78,7 @@ def _cell(text: str) -> str:
 def doc_texts(root: Path) -> dict[str, str]:
     """Path below the repository, which is at `root`, -> text."""
     return {
-        "docs/errors.md": errors_text(),
+        "docs/errors.md": errors_text(root),
         "docs/cli.md": cli_text(),
         "docs/parallelism.md": parallelism_text(root),
         "docs/planner.md": planner_text(root),

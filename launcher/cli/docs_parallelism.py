@@ -163,17 +163,31 @@ def _refused(
 
 
 def _rules() -> list[str]:
-    lines = ["## Rules", "", "Every message names the nearest plan that works for the job at hand, with its numbers."]
+    lines = [
+        "## Rules",
+        "",
+        "Every message names the nearest plan that works for the job at hand, with its numbers. A proof is a test",
+    ]
+    lines += ["that shows what DeepSpeed or a library does with what is refused, or the reason why there is none."]
     for subject, rules in SUBJECTS.items():
         lines += [
             "",
             f"### {subject[0].upper()}{subject[1:]}",
             "",
-            "| code | refused | because | instead |",
-            "|---|---|---|---|",
+            "| code | refused | because | instead | proof |",
+            "|---|---|---|---|---|",
         ]
-        lines += [f"| {rule.code} | {rule.refuses} | {rule.because} | {rule.instead} |" for rule in rules]
+        lines += [
+            f"| {rule.code} | {rule.refuses} | {rule.because} | {rule.instead} | {', '.join(map(_proof, rule.proof))} |"
+            for rule in rules
+        ]
     return lines
+
+
+def _proof(proof: str) -> str:
+    """A test is a sentence, and a link to its file."""
+    file, _, test = proof.partition("::")
+    return f"[{test.removeprefix('test_').replace('_', ' ')}](../{file})" if test else proof
 
 
 def _proved(path: Path) -> list[str]:

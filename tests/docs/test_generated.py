@@ -59,6 +59,15 @@ def test_every_rule_of_the_legality_table_is_in_the_docs() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("code", [code for code in CATALOGUE if code[1] in "123"])
+def test_every_code_of_job_plan_and_config_is_shown_as_it_is_printed(code: str) -> None:
+    """E215 is what `plan --all` says of a candidate; the others come with a hint."""
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    shown = re.search(rf"^.*\[{code}\].*$(\n  hint: .+)?", text, re.MULTILINE)
+    assert shown
+    assert shown[1] or code == "E215"
+
+
 def test_every_code_that_is_raised_is_in_the_catalogue_and_every_code_in_it_is_raised() -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "launcher").rglob("*.py") if path.name != "errors.py"}
     used = {code for text in sources.values() for code in re.findall(r'"(E\d{3})"', text)}

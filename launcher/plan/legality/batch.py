@@ -84,6 +84,7 @@ BATCH_RULES: tuple[Rule, ...] = (
         because="there is no position for what is behind them",
         instead="at most the positions",
         find=rows_fit_the_positions,
+        proof=("tests/stages/test_refusals.py::test_rows_behind_the_last_position_have_none",),
     ),
     Rule(
         code="E208",
@@ -91,6 +92,10 @@ BATCH_RULES: tuple[Rule, ...] = (
         because="the answer is generated behind the prompt",
         instead="the lengths that fit beside each other",
         find=answers_fit_the_positions,
+        proof=(
+            "arithmetic",
+            "tests/stages/test_refusals.py::test_rows_behind_the_last_position_have_none",
+        ),
     ),
     Rule(
         code="E204",
@@ -98,6 +103,10 @@ BATCH_RULES: tuple[Rule, ...] = (
         because="global = micro x accumulation x data parallel, where data parallel counts replicas, not ranks",
         instead="the nearest multiple, or the nearest micro-batch",
         find=batch_divides,
+        proof=(
+            "arithmetic",
+            "tests/stages/test_refusals.py::test_a_batch_that_is_no_product_is_refused",
+        ),
     ),
     Rule(
         code="E204",
@@ -105,5 +114,6 @@ BATCH_RULES: tuple[Rule, ...] = (
         because="a rollout is trained on in whole batches",
         instead="the nearest multiple",
         find=rollout_divides,
+        proof=("ours: train/ppo_steps.py",),
     ),
 )

@@ -142,6 +142,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="every replica needs tensor x pipeline x sequence ranks; what is left over would do nothing",
         instead="the nearest degrees that divide, or another number of ranks",
         find=degrees_divide_the_ranks,
+        proof=("arithmetic",),
     ),
     Rule(
         code="E217",
@@ -149,6 +150,10 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="each rank computes whole heads and as many columns as every other",
         instead="the nearest degrees that divide all three",
         find=tensor_divides_the_model,
+        proof=(
+            "ours: train/sharding.py gives every rank as many heads and columns as every other",
+            "tests/stages/test_refusals.py::test_deepspeeds_own_tensor_parallelism_cuts_unequal_parts_and_ours_does_not",
+        ),
     ),
     Rule(
         code="E219",
@@ -156,6 +161,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="a stage without a block would only pass on what it gets",
         instead="the nearest smaller degree",
         find=blocks_fill_the_pipeline,
+        proof=("tests/stages/test_refusals.py::test_a_pipeline_stage_without_a_block_has_nothing_to_optimise",),
     ),
     Rule(
         code="E219",
@@ -164,6 +170,10 @@ DEGREE_RULES: tuple[Rule, ...] = (
         " 2 and 3 are refused by the pipeline engine (runtime/pipe/engine.py:76)",
         instead="ZeRO 1",
         find=pipeline_runs_at_zero_1,
+        proof=(
+            "tests/stages/traps/test_pipeline.py::test_clipping_at_zero_0_takes_the_norm_of_the_first_stage",
+            "tests/stages/test_refusals.py::test_zero_2_and_3_are_refused_under_a_pipeline",
+        ),
     ),
     Rule(
         code="E218",
@@ -172,6 +182,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         " (runtime/sequence_parallel/ulysses_sp.py:148)",
         instead="the nearest degree that does",
         find=sequence_divides_the_heads,
+        proof=("tests/stages/test_refusals.py::test_ulysses_refuses_heads_that_it_cannot_spread",),
     ),
     Rule(
         code="E218",
@@ -179,6 +190,9 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="Ulysses shares heads that tensor ranks have shared already, and the pipeline engine knows no sequence group",
         instead="one of them",
         find=sequence_stands_alone,
+        proof=(
+            "tests/stages/test_refusals.py::test_sequence_parallelism_is_refused_in_a_pipeline_and_beside_tensor_parallelism",
+        ),
     ),
     Rule(
         code="E218",
@@ -186,6 +200,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="Ulysses drops every mask (ulysses_sp.py:532): packed rows would see each other",
         instead="packing: false",
         find=sequence_sees_no_masks,
+        proof=("tests/stages/traps/test_sequence.py::test_packed_rows_see_each_other",),
     ),
     Rule(
         code="E218",
@@ -193,6 +208,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="Ulysses drops every mask (ulysses_sp.py:532): attention would be full, losses off by 8e-3 to 3e-2 (measured)",
         instead="data.max_tokens of at most the window, or tensor parallelism",
         find=sequence_sees_no_window,
+        proof=("tests/stages/traps/test_sequence.py::test_a_sliding_window_becomes_full_attention",),
     ),
     Rule(
         code="E218",
@@ -200,6 +216,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="DeepSpeed refuses it (ulysses_sp.py:470)",
         instead="sdpa",
         find=sequence_needs_a_kernel,
+        proof=("tests/stages/test_refusals.py::test_ulysses_refuses_eager_attention",),
     ),
     Rule(
         code="E220",
@@ -207,6 +224,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="packed weights are blocks of 64 values behind each other, not matrices that can be cut",
         instead="degrees of 1 in sft, reward and dpo, or no quantize",
         find=quantized_weights_stay_whole,
+        proof=("tests/stages/test_refusals.py::test_packed_weights_cannot_be_cut",),
     ),
     Rule(
         code="E220",
@@ -214,6 +232,7 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="the rollout samples with the whole model on every rank",
         instead="`parallel: {zero: 3}` in the stage",
         find=ppo_samples_with_the_whole_model,
+        proof=("ours: train/rollout.py",),
     ),
     Rule(
         code="E221",
@@ -221,5 +240,6 @@ DEGREE_RULES: tuple[Rule, ...] = (
         because="there is nothing to balance",
         instead="a pipeline degree, or no balance",
         find=balance_needs_a_pipeline,
+        proof=("ours: train/balance.py",),
     ),
 )

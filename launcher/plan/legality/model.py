@@ -89,6 +89,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         because="their parameters are counted, their blocks not yet trained",
         instead="the nearest family that is trained",
         find=family_is_trained_here,
+        proof=("ours: train/families.py",),
     ),
     Rule(
         code="E222",
@@ -96,6 +97,9 @@ MODEL_RULES: tuple[Rule, ...] = (
         because="peft 0.21 puts matrices on each expert of mixtral and qwen3_moe, and on none of qwen2_moe",
         instead="all weights",
         find=experts_get_no_adapter,
+        proof=(
+            "tests/stages/test_parameter_counts.py::test_peft_adapts_the_experts_of_some_families_only_so_none_are_planned",
+        ),
     ),
     Rule(
         code="E206",
@@ -103,6 +107,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         because="bitsandbytes' AVX-512 kernel takes the scales of other rows there, without an error",
         instead="the nearest widths, or no quantize",
         find=rows_find_their_scales,
+        proof=("tests/stages/test_adapters.py::test_the_widths_that_a_cpu_reads_wrongly_in_4_bit_are_those_of_e206",),
     ),
     Rule(
         code="E209",
@@ -110,6 +115,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         because="the kernel exists for 16 bit on Ampere and newer only",
         instead="sdpa",
         find=kernel_runs_here,
+        proof=("needs CUDA: the package has kernels for Ampere and newer only",),
     ),
     Rule(
         code="E214",
@@ -117,5 +123,8 @@ MODEL_RULES: tuple[Rule, ...] = (
         because="it would train nothing",
         instead="all-linear, or the matrices that are there",
         find=adapter_finds_its_targets,
+        proof=(
+            "tests/stages/test_refusals.py::test_a_target_that_no_block_has_is_refused_alone_and_dropped_without_a_word_beside_others",
+        ),
     ),
 )

@@ -131,6 +131,7 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         " buffer is assigned twice (runtime/swap_tensor/partitioned_param_swapper.py:185)",
         instead="parameters on the CPU, the optimizer on NVMe",
         find=nvme_holds_no_parameters,
+        proof=("tests/stages/test_refusals.py::test_parameters_on_a_disk_fail_in_the_first_step",),
     ),
     Rule(
         code="E202",
@@ -138,6 +139,7 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="there it is plain offload to the CPU, without a word",
         instead="ZeRO 3, or optimizer: cpu",
         find=nvme_needs_zero_3,
+        proof=("tests/stages/test_refusals.py::test_nvme_below_zero_3_is_taken_and_writes_nothing_to_the_disk",),
     ),
     Rule(
         code="E202",
@@ -145,6 +147,7 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="DeepSpeed stops with a TypeError (runtime/zero/stage3.py:840); a relative path is another one for each rank",
         instead="an absolute nvme_path",
         find=nvme_has_a_path,
+        proof=("tests/stages/test_refusals.py::test_nvme_without_a_path_ends_in_a_type_error",),
     ),
     Rule(
         code="E203",
@@ -152,6 +155,10 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="DeepSpeed ignores it, or only changes the class of the optimizer",
         instead="the ZeRO stage that is named, or no offload",
         find=offload_has_an_effect,
+        proof=(
+            "tests/stages/test_refusals.py::test_offload_of_the_optimizer_at_zero_0_is_taken_and_offloads_nothing",
+            "tests/stages/traps/test_config.py::test_a_setting_that_this_zero_stage_does_not_have_is_taken",
+        ),
     ),
     Rule(
         code="E203",
@@ -159,6 +166,7 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="they are in host memory already; ppo's two engines keep theirs on the GPU",
         instead="checkpointing: full",
         find=checkpoints_move_somewhere,
+        proof=("ours: train/building.py",),
     ),
     Rule(
         code="E221",
@@ -166,6 +174,10 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="DeepSpeed ignores the first three without a word and refuses the ratio (runtime/zero/config.py)",
         instead="ZeRO 3",
         find=settings_of_zero_3_have_it,
+        proof=(
+            "tests/stages/traps/test_config.py::test_a_setting_that_this_zero_stage_does_not_have_is_taken",
+            "tests/stages/test_refusals.py::test_a_ratio_below_zero_3_is_refused_and_one_without_the_cpu_is_taken_for_nothing",
+        ),
     ),
     Rule(
         code="E221",
@@ -173,6 +185,9 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="it says which share of it is there",
         instead="optimizer: cpu",
         find=ratio_is_of_something,
+        proof=(
+            "tests/stages/test_refusals.py::test_a_ratio_below_zero_3_is_refused_and_one_without_the_cpu_is_taken_for_nothing",
+        ),
     ),
     Rule(
         code="E221",
@@ -180,6 +195,9 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         because="the second partition is made of neighbouring ranks (utils/groups.py:949); one of all ranks changes nothing",
         instead="the nearest divisor",
         find=secondary_partition_is_smaller,
+        proof=(
+            "tests/stages/test_refusals.py::test_a_secondary_partition_of_all_ranks_or_of_too_many_is_taken_and_changes_nothing",
+        ),
     ),
     Rule(
         code="E221",
@@ -188,5 +206,9 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         " only (runtime/zero/stage3.py:1926)",
         instead="none of them",
         find=quantized_communication_works,
+        proof=(
+            "tests/stages/test_refusals.py::test_quantized_weights_have_no_kernel_on_a_cpu",
+            "tests/stages/test_refusals.py::test_quantized_gradients_change_nothing_on_one_node",
+        ),
     ),
 )

@@ -52,6 +52,10 @@ PRECISION_RULES: tuple[Rule, ...] = (
         because="the device does not compute in it; DeepSpeed refuses fp16 on most CPUs (runtime/engine.py:2004)",
         instead="fp32 on a CPU, fp16 on an old GPU",
         find=device_has_the_precision,
+        proof=(
+            "tests/stages/test_refusals.py::test_fp16_is_refused_on_a_cpu",
+            "needs CUDA: a GPU before Ampere has no bf16",
+        ),
     ),
     Rule(
         code="E205",
@@ -60,6 +64,10 @@ PRECISION_RULES: tuple[Rule, ...] = (
         " scale they never had (runtime/engine.py:3417)",
         instead="ZeRO 1",
         find=sixteen_bit_needs_zero_1,
+        proof=(
+            "tests/stages/traps/test_precision.py::test_bf16_at_zero_0_starts_adam_at_its_second_step",
+            "tests/stages/traps/test_precision.py::test_fp16_at_zero_0_divides_the_gradients_by_the_loss_scale",
+        ),
     ),
     Rule(
         code="E205",
@@ -67,5 +75,6 @@ PRECISION_RULES: tuple[Rule, ...] = (
         because="it changes fp32 products of such GPUs and nothing else",
         instead="no tf32, or precision: fp32",
         find=tf32_is_of_fp32,
+        proof=("needs CUDA: torch reads the switch in products on a GPU only",),
     ),
 )

@@ -72,13 +72,18 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """`refuses`, `because` and `instead` are for readers of the docs; `find` says it of one job with its numbers."""
+    """`refuses`, `because`, `instead` and `proof` are for readers of the docs; `find` says it of one job with its numbers.
+
+    A proof is the test that shows what DeepSpeed or a library does (`tests/…::test_name`), or why there is none: `arithmetic`,
+    a limit of `ours: where`, or `needs CUDA: why`.
+    """
 
     code: str
     refuses: str
     because: str
     instead: str
     find: Callable[[Spot], Iterator[Refusal]]
+    proof: tuple[str, ...]
 
 
 def spots_of(case: Case) -> list[Spot]:
