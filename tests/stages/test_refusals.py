@@ -21,9 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.stages.harness import run_ranks
-from tests.stages.test_offload import skip_unless_built
 from tests.stages.traps.tiny import (
-    BF16,
     CLOSE,
     ROWS,
     TOKENS,
@@ -226,19 +224,6 @@ def _nvme_without_a_path():
 
 def test_nvme_without_a_path_ends_in_a_type_error():
     assert refused(said(_nvme_without_a_path), "TypeError: expected str, bytes or os.PathLike object")
-
-
-def _parameters_on_a_disk(folder, sections):
-    disk = {"device": "nvme", "nvme_path": folder, "pin_memory": True, "buffer_count": 5, "buffer_size": 3_000_000}
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}
-    section = {"offload_param": disk, "stage3_param_persistence_threshold": 0}
-    train_engine(initialize(make_model(**sizes), ds_config(3, zero_section=section, **sections)), make_batches())
-
-
-@pytest.mark.parametrize("sections", [{}, BF16], ids=["fp32", "bf16"])
-def test_parameters_on_a_disk_fail_in_the_first_step(tmp_path, sections):
-    skip_unless_built("async_io")
-    assert all(said(_parameters_on_a_disk, str(tmp_path), sections))
 
 
 def _ratio(zero, device):

@@ -131,7 +131,7 @@ OFFLOAD_RULES: tuple[Rule, ...] = (
         " buffer is assigned twice (runtime/swap_tensor/partitioned_param_swapper.py:185)",
         instead="parameters on the CPU, the optimizer on NVMe",
         find=nvme_holds_no_parameters,
-        proof=("tests/stages/test_refusals.py::test_parameters_on_a_disk_fail_in_the_first_step",),
+        proof=("tests/stages/traps/test_weights.py::test_parameters_on_a_disk_are_rounded_to_bf16_on_a_cpu",),
     ),
     Rule(
         code="E202",

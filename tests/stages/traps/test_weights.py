@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import deepspeed
 import pytest
 from transformers import LlamaForCausalLM
 
+from tests.stages.test_offload import skip_unless_built
 from tests.stages.traps.tiny import (
     BF16,
     CLOSE,
@@ -24,6 +27,8 @@ from tests.stages.traps.tiny import (
 from tests.stages.traps.trap import trap
 
 pytestmark = pytest.mark.ranks
+
+WIDE = {"hidden_size": 1024, "intermediate_size": 2048}
 
 
 def _load_late(zero, precision):
@@ -90,3 +95,33 @@ def test_a_state_dict_under_zero_3_holds_empty_tensors(tmp_path):
     elements, saved, files = first(_state_dict, tmp_path)
     assert (saved, files) == (False, [])  # save_16bit_model says so only in what it returns
     return float(elements == 0), 0.5
+
+
+def _on_a_disk(folder, sections):
+    """Losses of a model whose matrices are large enough to be swapped: 1 MiB a rank."""
+    disk = {"device": "nvme", "nvme_path": folder, "pin_memory": True, "buffer_size": 5_000_000}
+    section = {"offload_param": disk} if folder else {}
+    engine = initialize(make_model(**WIDE), ds_config(3, zero_section=section, **sections))
+    return train_engine(engine, make_batches())
+
+
+def _swapped(folder, sections):
+    """(loss error against one process, against ZeRO 3 without a disk, files on the disk)."""
+    disk, memory = _on_a_disk(folder, sections), _on_a_disk(None, sections)
+    right = train_alone(make_model(**WIDE), make_batches())
+    return loss_error(disk, right), loss_error(disk, memory), len(list(Path(folder).rglob("*.swp")))
+
+
+@trap(50)
+def test_parameters_on_a_disk_are_rounded_to_bf16_on_a_cpu(tmp_path):
+    skip_unless_built("async_io")
+    error, _, files = first(_swapped, str(tmp_path), {})
+    assert files
+    return error, 10 * CLOSE
+
+
+def test_in_bf16_parameters_come_back_from_a_disk_as_they_were(tmp_path):
+    skip_unless_built("async_io")
+    _, error, files = first(_swapped, str(tmp_path), BF16)
+    assert files
+    assert error == 0.0
