@@ -27,10 +27,10 @@ from published.table import NotATable
 
 from launcher.plan.cost.constants import PUBLISHED
 from launcher.plan.cost.fastest import fastest
+from launcher.plan.cost.work import Work
 from launcher.plan.memory import p_fit
 
 DATA = Path(__file__).parent / "data" / "published_points.csv"
-SHRINK = 2  # rows that a family's own scale has to outweigh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +51,9 @@ def held_out(points: Sequence[Point], fit: Callable, predict: Callable) -> list[
     """Every source predicted by constants that were fitted without it."""
     scored = []
     for source in dict.fromkeys(point.source for point in points):
-        others = [point for point in points if point.source != source]
-        constants = fit(others)
-        scale = family_scales(others, lambda point, known=constants: predict(point, known))
-        for point in points:
-            if point.source == source:
-                scored.append(Scored(point=point, predicted=predict(point, constants) * scale.get(point.family, 1.0)))
+        constants = fit([point for point in points if point.source != source])
+        scored += [Scored(point=point, predicted=predict(point, constants)) for point in points if point.source == source]
     return scored
-
-
-def family_scales(points: Sequence[Point], predict: Callable[[Point], float]) -> dict[tuple[str, str, str], float]:
-    """Measured / predicted of each stack, GPU and arithmetic: the median, drawn to 1 where there are few rows."""
-    logs = defaultdict(list)
-    for point in points:
-        logs[point.family].append(math.log(point.value / predict(point)))
-    return {family: math.exp(median(found) * len(found) / (len(found) + SHRINK)) for family, found in logs.items()}
 
 
 def choice_losses(scored: Sequence[Scored]) -> list[tuple[float, str]]:
@@ -82,10 +70,15 @@ def choice_losses(scored: Sequence[Scored]) -> list[tuple[float, str]]:
             continue
         real = {work: median(one.point.tokens_per_s for one in found) for work, found in choices.items()}
         told = {work: median(one.ratio / one.point.tokens_per_s for one in found) for work, found in choices.items()}
-        chosen = fastest(list(choices), seconds=told.__getitem__, merit=lambda work: work.tokens)
+        chosen = fastest(list(choices), seconds=told.__getitem__, merit=_plainness)
         first = next(iter(choices.values()))[0].point
         losses.append((1 - real[chosen] / max(real.values()), f"{first.id} and {len(choices) - 1} more"))
     return losses
+
+
+def _plainness(work: Work) -> tuple[int, float]:
+    """As the launcher's search: fewer degrees, then the larger micro-batch."""
+    return -sum(degree > 1 for degree in (work.tp, work.pp, work.sp)), work.tokens
 
 
 def summary(scored: Sequence[Scored], skipped: Sequence[Skipped]) -> dict[str, object]:

@@ -507,6 +507,13 @@ _code(
     remedy="Make it on a fast local disk, or name another one.",
 )
 
+_code(
+    "E416",
+    title="calibration not usable",
+    when="A file of <runs>/calibration/, from which plans take measured speeds or scales, is damaged or holds what it cannot.",
+    remedy="Measure again with `launcher calibrate`, or remove the file.",
+)
+
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
     "E501",

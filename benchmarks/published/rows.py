@@ -60,11 +60,6 @@ class Point:
     own: Own | None = None  # a run of this program
 
     @property
-    def family(self) -> tuple[str, str, str]:
-        """What shares a scale: stack, GPU and arithmetic."""
-        return self.stack.name, self.gpu.name, self.work.arithmetic
-
-    @property
     def group(self) -> tuple[object, ...]:
         """Points that are choices for the same job: model, GPUs, length and arithmetic."""
         work = self.work

@@ -30,7 +30,7 @@ FSDP = replace(MEGATRON, name="fsdp", residual=6, heads=1.33, gated=10, rope=4)
 # torch's own norms and rotary positions, one kernel each where nothing is compiled
 FSDP_EAGER = replace(FSDP, rms_norm=24, rope=24)
 COMPOSER = replace(FSDP, residual=11)  # its dropout runs and writes a mask, with a probability of 0 too
-TRANSFORMERS = replace(OURS, name="transformers")
+TRANSFORMERS = replace(OURS, name="transformers", overlaps_data=True)
 
 
 def stack_named(framework: str) -> Stack:

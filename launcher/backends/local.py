@@ -7,6 +7,7 @@ and forgets the user's; where only some GPUs are meant, `--include` names them.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.backends.request import TOKEN, LaunchRequest
@@ -15,9 +16,11 @@ from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
 from launcher.spec.job import JobSpec
 
-PREPARE = "prepare"
+PREPARE, CALIBRATE = "prepare", "calibrate"
 HOST = "localhost"
 MASTER_ADDRESS = "127.0.0.1"
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 # What this file or DeepSpeed's launch.py sets for every rank: a user's value would be overwritten without a word.
 RESERVED = frozenset(
@@ -51,19 +54,31 @@ def hostfile_text(machine: Machine) -> str:
 def prepare_request(job: JobSpec, run: RunDir) -> LaunchRequest:
     """One CPU process that makes data, tokenizer and base model ready before any rank starts. It alone may use the hub."""
     argv = (sys.executable, "-u", "-m", "launcher.stages", "prepare", str(run.path))
-    env = _env(job, run, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="true")
+    env = _env(job.cluster.env, run, DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="true")
     return LaunchRequest(stage=PREPARE, argv=argv, env=env, world=1)
 
 
 def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest:
     """The ranks of one stage, under the `deepspeed` that stands beside this Python."""
     machine, world = plan.machine, plan.stage(stage).world
+    argv = (*_ranks(machine, run, world, port), "train", str(run.path), stage)
+    env = _env(job.cluster.env, run, **OFFLINE, **_device_env(machine, world))
+    return LaunchRequest(stage=stage, argv=argv, env=env, world=world)
+
+
+def calibrate_request(machine: Machine, run: RunDir, *, port: int) -> LaunchRequest:
+    """All ranks of the machine, started as those of a stage are, to measure it."""
+    argv = (*_ranks(machine, run, machine.slots, port), "calibrate", str(run.path), machine.device)
+    env = _env({}, run, **OFFLINE, **_device_env(machine, machine.slots))
+    return LaunchRequest(stage=CALIBRATE, argv=argv, env=env, world=machine.slots)
+
+
+def _ranks(machine: Machine, run: RunDir, world: int, port: int) -> tuple[str, ...]:
+    """`deepspeed … launcher.stages`, for what each rank shall do."""
     argv = [str(Path(sys.executable).parent / "deepspeed"), "--hostfile", str(run.rendered / "hostfile")]
     argv += ["--no_ssh_check", "--master_addr", MASTER_ADDRESS, "--master_port", str(port)]
     argv += _include(machine, world)
-    argv += ["--no_local_rank", "--module", "launcher.stages", "train", str(run.path), stage]
-    env = _env(job, run, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", **_device_env(machine, world))
-    return LaunchRequest(stage=stage, argv=tuple(argv), env=env, world=world)
+    return (*argv, "--no_local_rank", "--module", "launcher.stages")
 
 
 def _device_env(machine: Machine, world: int) -> dict[str, str]:
@@ -80,7 +95,7 @@ def _include(machine: Machine, world: int) -> list[str]:
     return ["--include", f"{HOST}:{','.join(map(str, numbers))}"]
 
 
-def _env(job: JobSpec, run: RunDir, **own: str) -> tuple[tuple[str, str], ...]:
+def _env(users: Mapping[str, str], run: RunDir, **own: str) -> tuple[tuple[str, str], ...]:
     """Ours, then the user's (spec: cluster.env), which may change all but what is RESERVED."""
     common = {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what the driver's list shows
@@ -92,4 +107,4 @@ def _env(job: JobSpec, run: RunDir, **own: str) -> tuple[tuple[str, str], ...]:
         "TOKENIZERS_PARALLELISM": "false",
         TOKEN: str(run.path),
     }
-    return tuple(sorted({**common, **own, **job.cluster.env}.items()))
+    return tuple(sorted({**common, **own, **users}.items()))

@@ -31,8 +31,24 @@ tenth of a second.
 ## How far off it is
 
 Scored on runs that others published (`benchmarks/data/published_points.csv`, each row with its source), with **every source
-predicted by constants that were fitted without it** (`benchmarks/published/fit.py`). A scale that other sources give for
-the same stack, GPU and precision is applied, drawn to 1 where rows are few.
+predicted by constants that were fitted without it** (`benchmarks/published/fit.py`).
+"""
+_CALIBRATION = """\
+## Calibration
+
+`launcher calibrate` measures this machine with the ranks that a plan would use, all at once: large and skinny matrix products,
+attention forward and backward, one block of Llama, the loss, memory, copies to the GPU, all-reduce and all-gather at three
+sizes, Adam on the host. `<runs>/calibration/<device>.json` keeps the figures and the numbers that follow from them, by which
+the model of time tells the measured seconds; a plan for the same device takes them instead of the catalogue's and says so
+(`speeds by measured:<file>`). Of a GPU only what the hardware does is replaced, how the software uses it stays as fitted. Of
+CPU ranks, for which nothing is published, the software's part is measured too; they serve to check the plan against real runs
+where there is no GPU (`benchmarks/cpu_plan.py`, docs/lab-log.md).
+
+When a stage has finished, its usual step (the median behind the first three) and its largest peak are compared with what
+the plan says for rows as long as they were. `<runs>/calibration/scales.json` keeps measured / predicted of each device and
+precision as geometric means; n stages count n / (n + 2). Plans are multiplied by them and say so (`calibration.runs`).
+Measuring anew starts the times again. ppo is left out: its iterations are mostly sampling. Links between hosts are not
+measured yet.
 """
 _CAVEATS = """\
 ## What these numbers do not say
@@ -41,6 +57,10 @@ _CAVEATS = """\
   all of these has a larger error.
 - No run of this program on a GPU is among the rows: `benchmarks/gpu.py` measures one, and finished runs correct the plan
   (`launcher calibrate`). Until then a peak is told with a spread of 12 %, wider than the one above.
+- What the peaks of other programs test is what blocks and losses keep, the context and the fragmentation. The states are
+  theirs (`benchmarks/published/peaks.py`, with eight constants of its own); `states.py`, the launcher's own, is compared
+  to the tensor with real runs on CPU ranks (`tests/stages/test_held_bytes.py`), not on a GPU.
+- A stage's hours are its passes over rows of full length: loading, evaluation and checkpoints come on top.
 - Rows of ZeRO 3 on more than 700 GPUs are predicted too fast, by up to three times: their collectives ran at a tenth of
   what the network could.
 - ppo's sampling and scoring, offload and NVMe follow from bandwidths; no published run has enough detail to check them.
@@ -58,10 +78,20 @@ def planner_text(root: Path) -> str:
     """docs/planner.md."""
     path = root / RESULTS
     if not path.is_file():
-        return "\n".join([_INTRO, f"Nothing is on record: there is no `{RESULTS}`.", "", _CAVEATS])
+        return "\n".join([_INTRO, f"Nothing is on record: there is no `{RESULTS}`.", "", _CALIBRATION, _CAVEATS])
     results = json.loads(path.read_text(encoding="utf-8"))
     return "\n".join(
-        [_INTRO, *_scores(results), "", *_sources(results["sources"]), "", *_worst(results["worst"]), "", _CAVEATS]
+        [
+            _INTRO,
+            *_scores(results),
+            "",
+            *_sources(results["sources"]),
+            "",
+            *_worst(results["worst"]),
+            "",
+            _CALIBRATION,
+            _CAVEATS,
+        ]
     )
 
 

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init", "write a commented job file and its JSON schema"),
     "validate": ("validate", "check a job file: every error at once"),
     "plan": ("plan", "what will run and why: ZeRO stage, memory, batch"),
+    "calibrate": ("calibrate", "measure this machine; later plans take what was measured"),
     "render": ("render", "write every file and command that run would use"),
     "run": ("run", "run the job's stages under supervision"),
     "status": ("status", "what a run is doing"),

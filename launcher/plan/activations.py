@@ -1,13 +1,15 @@
 """(load, layout, share) -> bytes that live from the forward to the backward pass: activations, logits, caches. DERIVE, pure.
 
-What a block keeps is counted from the operations of the software that runs it (Footprint). Published measurements and the real
-runs of tests/stages/test_planned_memory.py say how far that is off.
+What a block keeps is counted from the operations of the software that runs it: on a GPU a Footprint, checked on published
+measurements, on a CPU what autograd was seen to save (plan/kept.py). The fullest moment can be the loss, a block that is
+recomputed under the others' inputs, or the first gradients behind the loss. tests/stages/test_planned_memory.py runs them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.plan.kept import kept_of_block, kept_of_norm
 from launcher.plan.layout import BYTES, Layout
 from launcher.plan.load import Load
 from launcher.plan.plan import Precision
@@ -19,7 +21,12 @@ TILE_LOGIT_BYTES = 12  # fp32: log-softmax and its gradient, and the logits or t
 PPO_LOGIT_BYTES: dict[Precision, int] = {"fp32": 16, "bf16": 14, "fp16": 14}  # logits, an fp32 copy, log-softmax, gradient
 SAMPLED_MICRO_BATCHES = 4  # ppo samples this many micro-batches together (train/ppo_steps.py)
 RECOMPUTED_BLOCKS = 2.0  # a recomputed block's outputs and their gradients live beside its activations; fitted: 1.99
-PIPELINE_COPIES = 2  # DeepSpeed's pipeline keeps a stage's input and its output for each micro-batch under way
+CPU_RECOMPUTED_BLOCKS = 1.2  # the same, as tensors of this program: 1.18-1.21, Llama and GPT-2, fp32 and bf16
+FIRST_GRADIENTS = 0.2  # of a block: gradients inside the last block before it gives back what it kept
+PIPELINE_COPIES = (
+    2  # DeepSpeed's pipeline keeps a stage's input and its gradient for each micro-batch under way; and what comes
+)
+PIPELINE_BUFFERS = 2  # at least (runtime/pipe/schedule.py: num_pipe_buffers)
 ADAPTER_KEEPS = 1.3  # LoRA keeps the dropped-out inputs of its matrices
 
 
@@ -60,31 +67,65 @@ def kept_by_block(
 
 
 def loss_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
-    """The fuller of two moments: the loss beside what all blocks keep, and a block that is recomputed beside their inputs."""
-    tokens = pass_tokens(load, layout)
-    block = tokens * kept_by_block(
-        load.shape, EAGER, layout.precision, row_tokens=load.row_tokens, eager=load.eager, tp=layout.tp
-    )
-    block *= ADAPTER_KEEPS if load.adapter else 1.0
-    parts = {"activations": _kept(load, layout, share, tokens=tokens, block=block)}
-    if layout.pp > 1:
-        parts["pipeline_buffers"] = PIPELINE_COPIES * hidden_bytes(load, layout) * layout.in_flight(share.stage)
-    logits = _logits_bytes(load, layout, tokens=tokens) if load.kind != "reward" and share.head else 0.0
-    recomputed = 0.0 if layout.checkpointing == "none" else RECOMPUTED_BLOCKS * block
+    """The loss: logits beside what all blocks keep. Without logits, or with few, a block that is recomputed may be more."""
+    block = _block_bytes(load, layout)
+    parts = _forward_parts(load, layout, share, block=block)
+    logits = _logits_bytes(load, layout, tokens=pass_tokens(load, layout)) if share.head and load.kind != "reward" else 0.0
+    recomputed = 0.0 if layout.checkpointing == "none" else _working_bytes(layout, block)
     if logits > recomputed:
         parts["logits"] = logits
     else:
         parts["activations"] += recomputed
-    if layout.offload_parameters == "cpu":
-        parts["staging"] = BYTES[layout.precision] * share.num_params / share.layers
     return parts
 
 
-def _kept(load: Load, layout: Layout, share: Share, *, tokens: int, block: float) -> float:
-    """Of all blocks and micro-batches under way. Full checkpointing keeps the blocks' inputs, `offload` on the host."""
+def head_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """Behind the loss: logits are gone, the head has its gradient, and the last block makes its first ones."""
+    block = _block_bytes(load, layout)
+    parts = _forward_parts(load, layout, share, block=block)
+    trained = share.head and load.kind != "reward" and load.adapter is None
+    if trained:
+        parts["head_gradient"] = BYTES[layout.precision] * load.shape.hidden * -(-load.shape.vocab // layout.tp)
+    parts["activations"] += FIRST_GRADIENTS * block if layout.checkpointing == "none" else _working_bytes(layout, block)
+    return parts
+
+
+def last_block_parts(load: Load, layout: Layout) -> dict[str, float]:
+    """The end of the backward pass: what the first block kept, and the gradients inside it."""
+    return {"activations": _working_bytes(layout, _block_bytes(load, layout))}
+
+
+def _block_bytes(load: Load, layout: Layout) -> float:
+    """Kept by one block of one micro-batch."""
+    shape, how = load.shape, {"row_tokens": load.row_tokens, "tp": layout.tp}
+    if not layout.cuda:
+        kept = kept_of_block(shape, layout.precision, eager=load.eager, adapter=load.adapter, **how)
+        return pass_tokens(load, layout) * kept
+    kept = kept_by_block(shape, EAGER, layout.precision, eager=load.eager, **how)
+    return pass_tokens(load, layout) * kept * (ADAPTER_KEEPS if load.adapter else 1.0)
+
+
+def _working_bytes(layout: Layout, block: float) -> float:
+    """A block whose backward pass is under way: what it keeps, and gradients beside it."""
+    return (RECOMPUTED_BLOCKS if layout.cuda else CPU_RECOMPUTED_BLOCKS) * block
+
+
+def _forward_parts(load: Load, layout: Layout, share: Share, *, block: float) -> dict[str, float]:
+    """All blocks and micro-batches under way. Full checkpointing keeps the blocks' inputs, `offload` on the host."""
+    kept = 0.0
     if layout.checkpointing == "none":
-        return layout.in_flight(share.stage) * share.layers * block
-    return 0.0 if layout.checkpointing == "offload" else block_inputs_bytes(load, layout, share)
+        kept = layout.in_flight(share.stage) * share.layers * block
+    elif layout.checkpointing == "full":
+        kept = block_inputs_bytes(load, layout, share)
+    if share.head:
+        kept += pass_tokens(load, layout) * kept_of_norm(load.shape, layout.precision, frozen=load.adapter is not None)
+    parts = {"activations": kept}
+    if layout.pp > 1:
+        buffers = max(PIPELINE_BUFFERS, layout.in_flight(share.stage))
+        parts["pipeline_buffers"] = hidden_bytes(load, layout) * (PIPELINE_COPIES * buffers + 1)
+    if layout.offload_parameters == "cpu":
+        parts["staging"] = BYTES[layout.precision] * share.num_params / share.layers
+    return parts
 
 
 def pass_tokens(load: Load, layout: Layout) -> int:
@@ -103,14 +144,16 @@ def block_inputs_bytes(load: Load, layout: Layout, share: Share) -> float:
 
 
 def _logits_bytes(load: Load, layout: Layout, *, tokens: int) -> float:
-    """Logits with their copies and gradient, of one tile of tokens; ppo has its own loss on whole rows of its answers."""
+    """Logits with their copies and gradient, of one tile of tokens; ppo has its own loss on whole rows of its answers.
+
+    From the second tile on the gradients of the tiles before are there: of the hidden states, and of the head.
+    """
     vocab, hidden, size = -(-load.shape.vocab // layout.tp), load.shape.hidden, BYTES[layout.precision]
     if load.kind == "ppo":
         return layout.micro_batch * (load.answer_tokens + 1) * vocab * PPO_LOGIT_BYTES[layout.precision]
     tiles = -(-tokens // TILE_TOKENS)
     tile = -(-tokens // tiles) * vocab * TILE_LOGIT_BYTES
-    head = 0 if load.adapter else vocab * min(tiles, 2)  # its gradient: the sum over the tiles so far, and the next one
-    return tile + size * hidden * (2 * tokens + head)  # the last hidden states, and their gradient
+    return tile + (size * hidden * (tokens + (0 if load.adapter else vocab)) if tiles > 1 else 0)
 
 
 def rollout_parts(load: Load, layout: Layout) -> dict[str, float]:

@@ -18,9 +18,11 @@ def comparison_reasons(found: Found) -> list[Reason]:
     more = second.seconds / chosen.seconds - 1
     memory = second.fit.memory.peak_bytes - chosen.fit.memory.peak_bytes
     least = f"{bytes_text(abs(memory))} {'more' if memory > 0 else 'less'} memory"
-    text = f"next best is {second.text()}: {short_seconds_text(second.seconds)} a step ({more:+.0%}), {least}"
+    same = second.fit.ground.world == chosen.fit.ground.world
+    ranks = "" if same else f" on {second.fit.ground.world} ranks"
+    text = f"next best is {second.text()}{ranks}: {short_seconds_text(second.seconds)} a step ({more:+.0%}), {least}"
     reasons.append(Reason(code="next.best", text=text))
-    if abs(more) < ERROR:
+    if same and abs(more) < ERROR:
         text = (
             f"{more:+.0%} is below the {ERROR:.0%} by which a prediction is off: a run of some steps of each would tell"
             f" (`parallel: {_parallel_text(second)}` for the other)"

@@ -88,7 +88,8 @@ def _stage_lines(stage: StagePlan) -> Iterator[str]:
 def _time_lines(time: Time) -> Iterator[str]:
     parts = sorted(time.parts.items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name} {part / time.step_s:.0%}" for name, part in parts if part / time.step_s >= 0.005)
-    yield f"  time    {short_seconds_text(time.low_s)} to {short_seconds_text(time.high_s)} a step: {shares}"
+    between = f"{short_seconds_text(time.low_s)} to {short_seconds_text(time.high_s)}"
+    yield f"  time    {between} a step, as far off as 80 % of published runs: {shares}"
     speed = f"{count_text(time.tokens_per_s)} tokens/s, MFU {time.mfu:.0%} ({time.mfu_causal:.0%} of what a causal model needs)"
     total = f", {seconds_text(time.total_s)} for the stage" if time.total_s is not None else ""
     yield f"  speed   {speed}{total}"

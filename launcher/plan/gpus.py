@@ -37,6 +37,8 @@ class Gpu:
     bf16: bool = True
     fp8_ratio: float = 1.0  # peak in 8 bit / in 16 bit
     fp4_ratio: float = 1.0
+    fp32_ratio: float = 1 / 16  # peak of plain fp32 / in 16 bit
+    tf32_ratio: float = 0.5  # with products in TF32
 
     @property
     def usable_bytes(self) -> int:
@@ -69,6 +71,18 @@ _ROWS: tuple[tuple[str, Generation, float, float, float, float, int, float, floa
     ("rtx3090-24gb", "ampere_pcie", 23.5, 71, 936, 56, 2, 31, 1.5, 82, 350, 0.22),
     ("t4-16gb", "turing", 14.6, 65, 320, 0, 1, 15.75, 1.5, 40, 70, 0.53),
 )
+_FP32: dict[Generation, tuple[float, float]] = {  # plain fp32 and TF32 over 16 bit; data sheets
+    "volta": (1 / 8, 1 / 8),
+    "turing": (1 / 8, 1 / 8),
+    "ampere": (1 / 16, 1 / 2),
+    "ampere_pcie": (1 / 4, 1 / 2),
+    "ada": (1 / 4, 1 / 2),
+    "hopper": (1 / 15, 1 / 2),
+    "hopper_pcie": (1 / 15, 1 / 2),
+    "blackwell": (1 / 28, 1 / 2),
+    "blackwell_ultra": (1 / 28, 1 / 2),
+    "cdna3": (1 / 8, 1 / 2),
+}
 _RATIOS: dict[Generation, tuple[float, float]] = {  # peaks in 8 and in 4 bit over the one in 16 bit
     "ada": (2, 1),
     "hopper": (2, 1),
@@ -98,6 +112,8 @@ def _gpu(row: tuple[str, Generation, float, float, float, float, int, float, flo
         bf16=generation not in ("volta", "turing"),
         fp8_ratio=fp8_ratio,
         fp4_ratio=fp4_ratio,
+        fp32_ratio=_FP32[generation][0],
+        tf32_ratio=_FP32[generation][1],
     )
 
 

@@ -20,6 +20,7 @@ class Load:
     eager: bool  # eager attention keeps the heads x tokens x tokens matrices
     row_tokens: int  # longest sequence; ppo: prompt and answer
     answer_tokens: int  # of it generated (ppo), else 0
+    tf32: bool = False  # fp32 products in TF32
 
     @property
     def sequences_per_row(self) -> int:

@@ -78,6 +78,7 @@ def load_of(job: JobSpec, stage: Stage, shape: ModelShape) -> Load:
         eager=job.model.attention == "eager",
         row_tokens=max_tokens_of(stage, shape) + answer_tokens(stage),
         answer_tokens=answer_tokens(stage),
+        tf32=job.tf32,
     )
 
 
@@ -105,9 +106,10 @@ def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
     grounds: list[Ground] = []
     illegal: list[Rejected] = []
     for world in _worlds(spot, rates):
-        degrees, refused = legal_degrees(spot if world == spot.case.world else _smaller(spot, world))
+        fewer = spot if world == spot.case.world else _smaller(spot, world)
+        degrees, refused = legal_degrees(fewer)
         illegal += refused if world == spot.case.world else []
-        grounds += [_ground(spot, world, one, precision, rates) for one in degrees]
+        grounds += [_ground(fewer, world, one, precision, rates) for one in degrees]
     if not grounds:
         return _no_degrees(spot, illegal)
     found = search(load, grounds, pinned, clock, objective=job.objective)
@@ -124,14 +126,15 @@ def _rollout(job: JobSpec, stage: Stage) -> Rollout | None:
 
 
 def _worlds(spot: Spot, rates: Rates) -> list[int]:
-    """All ranks; where the cheapest plan is wanted, halves of them too, down to one."""
-    world = spot.case.world
+    """All ranks; where the cheapest plan is wanted, halves of them too, down to one, as long as hosts are used whole."""
+    world, slots = spot.case.world, spot.case.machine.slots
     if spot.job.objective != "cost" or not spot.asked.searches or rates.gpu is None:
         return [world]
     halves = [world]
     while halves[-1] % 2 == 0:
         halves.append(halves[-1] // 2)
-    return [one for one in halves if global_of(spot.job, spot.stage) % one == 0 or one == world]
+    usable = [one for one in halves if (one <= slots or one % slots == 0) and global_of(spot.job, spot.stage) % one == 0]
+    return list(dict.fromkeys([world, *usable]))
 
 
 def _smaller(spot: Spot, world: int) -> Spot:
@@ -161,7 +164,7 @@ def _ground(spot: Spot, world: int, degrees: tuple[int, int, int], precision: Pr
 def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan:
     stage, fit = spot.stage, found.chosen.fit
     ground, layout = fit.ground, fit.layout
-    time = time_told(load, stage, ground, found.chosen.time, rates)
+    time, scale = time_told(load, stage, ground, found.chosen.time, rates), rates.scale(layout.precision)
     every = _checkpoint_every(stage, time.step_s if time else None)
     return StagePlan(
         name=stage.stage_name,
@@ -186,11 +189,13 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
         memory=replace(fit.memory, disk_bytes=_stage_disk_bytes(load, stage, layout.precision)),
         time=time,
         cost=cost_told(time, ground, rates),
-        reasons=reasons.reasons_of(spot, load, found, checkpoint_every=every),
+        reasons=(*reasons.reasons_of(spot, load, found, checkpoint_every=every), *reasons.scaled(scale, layout.precision)),
         rejected=found.rejected,
         pareto=found.front,
         judged=found.judged,
         hidden=spot.shape.hidden,
+        time_scale=scale.time,
+        memory_scale=scale.memory,
     )
 
 

@@ -77,7 +77,7 @@ class Time:
     tokens_per_s: float
     mfu: float
     mfu_causal: float
-    total_s: float | None  # of the stage; None: its steps are known when the data is prepared
+    total_s: float | None  # of the stage's passes, rows of full length; None: steps are known when the data is prepared
     low_s: float  # 80 % of the true step times lie between the two, as far as published ones tell
     high_s: float
 
@@ -134,6 +134,8 @@ class StagePlan:
     rejected: tuple[Rejected, ...] = ()
     pareto: tuple[Option, ...] = ()  # no other plan is both faster and smaller; fastest first
     judged: int = 0  # candidates
+    time_scale: float = 1.0  # measured / predicted of finished runs, which time and memory are multiplied by
+    memory_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,4 +193,5 @@ def _stage_dict(stage: StagePlan) -> dict[str, object]:
         "rejected": [asdict(rejected) for rejected in stage.rejected],
         "pareto": [asdict(option) for option in stage.pareto],
         "judged": stage.judged,
+        "scale": {"time": stage.time_scale, "memory": stage.memory_scale},
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from launcher.plan.asked import answer_tokens, batch_of
 from launcher.plan.batch import micro_choices
 from launcher.plan.comparison import comparison_reasons
+from launcher.plan.cost.rates import Scale
 from launcher.plan.ladder import ENOUGH_TOKENS, SAFE, Fit, Ground
 from launcher.plan.layout import sums_in_fp32
 from launcher.plan.legality.rule import Case, Spot
 from launcher.plan.load import Load
-from launcher.plan.plan import Reason
+from launcher.plan.plan import Precision, Reason
 from launcher.plan.search import Found
 from launcher.plan.share import pipeline_split
 from launcher.spec.data import DEFAULT_MAX_TOKENS
@@ -37,6 +38,14 @@ def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -
         text = f"fits with probability {fit.memory.p_fit:.2f} only: nothing that is allowed needs less"
         reasons.append(Reason(code="memory.tight", text=text))
     return (*reasons, *comparison_reasons(found))
+
+
+def scaled(scale: Scale, precision: Precision) -> list[Reason]:
+    """By what finished runs of this device and precision were off, drawn to 1 where they are few."""
+    parts = ((scale.runs, "step times", scale.time), (scale.memory_runs, "memory", scale.memory))
+    told = [f"{name} x {factor:.2f} ({runs} stages)" for runs, name, factor in parts if runs]
+    text = f"{' and '.join(told)}, as finished runs in {precision} measured"
+    return [Reason(code="calibration.runs", text=text)] if told else []
 
 
 def _world(case: Case, ground: Ground) -> Reason:

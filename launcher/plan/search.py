@@ -128,7 +128,7 @@ def search(
 
 
 def _timed(fit: Fit, clock: Clock | None, order: int) -> Candidate:
-    return Candidate(fit=fit, time=clock.time(fit.layout) if clock else None, order=order)
+    return Candidate(fit=fit, time=clock.time(fit.layout, host_ranks=fit.ground.machine.slots) if clock else None, order=order)
 
 
 def _best(found: Sequence[Candidate], objective: Objective) -> Candidate:
@@ -136,8 +136,9 @@ def _best(found: Sequence[Candidate], objective: Objective) -> Candidate:
         quickest = min(one.seconds for one in found)
         near = [one for one in found if one.seconds <= ROOM * quickest]
         return min(near, key=lambda one: (one.fit.memory.peak_bytes, one.seconds))
-    seconds = (lambda one: one.gpu_seconds) if objective == "cost" else (lambda one: one.seconds)
-    return fastest(found, seconds=seconds, merit=lambda one: one.plainness)
+    if objective == "cost":  # of equal cost the one that is done sooner
+        return fastest(found, seconds=lambda one: one.gpu_seconds, merit=lambda one: (one.fit.ground.world, one.plainness))
+    return fastest(found, seconds=lambda one: one.seconds, merit=lambda one: one.plainness)
 
 
 def _family(one: Candidate) -> tuple[object, ...]:

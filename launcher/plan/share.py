@@ -55,6 +55,7 @@ def shares_of(shape: ModelShape, kind: str, adapter: Lora | None, *, tp: int, pp
     )
 
 
+@lru_cache(maxsize=1024)
 def pipeline_split(shape: ModelShape, kind: str, pp: int) -> tuple[int, ...]:
     """Blocks of each stage, made equal in parameters: the first stage has the embedding too, the last the head."""
     vocabulary = vocabulary_parameters(shape)

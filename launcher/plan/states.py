@@ -10,6 +10,7 @@ from launcher.plan.layout import BYTES, Layout, sums_in_fp32
 from launcher.plan.load import Load
 from launcher.plan.parameters import causal_parameters, quantized_weights, reward_parameters
 from launcher.plan.share import Share
+from launcher.plan.tensors import Split, split_of
 
 ADAM_MOMENT_BYTES = 8  # first and second moment, fp32
 MASTER_BYTES = 4  # ZeRO >= 1 keeps an fp32 copy of its partition, also of fp32 parameters (stage_1_and_2.py: clone().float())
@@ -18,6 +19,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weigh
 LIVE_PARAMETERS = 1_000_000_000  # stage3_max_live_parameters
 LIVE_SHARE = 0.6  # of that limit: 0.5-0.6 is what is typically reached
 SUB_GROUP_ELEMENTS = 1_000_000_000  # sub_group_size: ZeRO 3 steps through so many parameters at once
+ALLREDUCE_ELEMENTS = 500_000_000  # gradients that DeepSpeed's engine joins for one all-reduce (engine.py)
+FP64_BYTES = 8
 NVME_BUFFERS = 4  # buffers of one sub-group each, fp32: parameter, gradient and two moments
 
 
@@ -49,28 +52,62 @@ def frozen_parameters(load: Load) -> int:
 
 
 def state_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
-    """What stays on the device from the first step to the last."""
-    size, shards, trained = BYTES[layout.precision], layout.shards, trained_parameters(load, share)
+    """What a rank holds when the last backward pass of a step has ended, exact to the tensor."""
+    size, split, shards = BYTES[layout.precision], _split(load, layout, share), layout.shards
     on_device = 0 if layout.offload_parameters == "cpu" else 1
-    weights = weight_bytes(load, layout, share) + size * _critic_weights(load)
+    critic = size * _critic_weights(load) / layout.parameter_shards
     parts = {
-        "parameters": on_device * weights / layout.parameter_shards,
+        "parameters": on_device * (_weight_bytes_held(load, layout, split) + critic),
         "frozen_models": on_device * size * frozen_parameters(load) / layout.parameter_shards,
-        "gradients": _gradient_bytes(layout) * trained / (shards if layout.zero >= 2 else 1),
-        "optimizer": (1 - off_device(layout)) * _optimizer_bytes(trained, layout),
+        **_gradient_parts(load, layout, split),
+        "optimizer": (1 - off_device(layout)) * _optimizer_bytes(load, layout, split),
     }
-    if layout.zero >= 1:
-        # rendered from the whole model, so a rank that holds a part of it has the same bucket
-        bucket = reduce_bucket_elements(load.shape.hidden, num_trainable=load.num_trainable + load.num_critic_trained)
-        parts["buckets"] = size * bucket * (2 if layout.zero == 3 else 1)
-    if layout.zero == 3:
-        live = min(LIVE_PARAMETERS, share.num_params) if shards > 1 else 0
+    if layout.zero >= 1 and not uses_bf16_optimizer(layout):
+        parts["buckets"] = _bucket_bytes(load, layout, split) * (2 if layout.zero == 3 else 1)
+    if layout.zero == 3 and shards > 1:
+        parts["persistent_parameters"] = size * split.persistent
+        live = min(LIVE_PARAMETERS, share.num_params)
         parts["live_parameters"] = size * min(live, LIVE_SHARE * LIVE_PARAMETERS)
     if layout.hpz > 1:
-        parts["secondary_parameters"] = weights / layout.hpz
+        parts["secondary_parameters"] = (weight_bytes(load, layout, share) + size * _critic_weights(load)) / layout.hpz
     if layout.offload_optimizer == "nvme" and not layout.cuda:
-        parts["swap_buffers"] = swap_bytes(trained, layout)
+        parts["swap_buffers"] = swap_bytes(trained_parameters(load, share), layout)
     return parts
+
+
+def _split(load: Load, layout: Layout, share: Share) -> Split:
+    return split_of(load.shape, load.kind, load.adapter, stage=share.stage, tp=layout.tp, pp=layout.pp, ranks=layout.shards)
+
+
+def _weight_bytes_held(load: Load, layout: Layout, split: Split) -> float:
+    """Of the handed-on model, as ZeRO keeps them: flat buffers of what is trained, or shards of all tensors."""
+    elements = split.trained + split.frozen
+    if layout.zero == 3:
+        elements = split.shards + split.frozen_shards
+    elif layout.zero >= 1:
+        elements = split.flat + split.frozen
+    size = BYTES[layout.precision]
+    packed = quantized_weights(load.shape) / layout.parameter_shards if load.quantized else 0
+    return NF4_BYTES * packed + size * (elements - packed)
+
+
+def _gradient_parts(load: Load, layout: Layout, split: Split) -> dict[str, float]:
+    """ZeRO 0 and 1 keep all gradients to the end of the backward pass, 2 and 3 those that a rank steps.
+
+    ZeRO 2 keeps whole the gradients of tensors that lie across the border of two ranks, unless it adds up in fp32.
+    """
+    size, critic = _gradient_bytes(layout), load.num_critic_trained / (layout.shards if layout.zero >= 2 else 1)
+    if layout.zero == 3:
+        return {"gradients": size * (split.shards + critic)}
+    if layout.zero == 2:
+        part = split.flat / layout.shards
+        edges = 0 if sums_in_fp32(layout) else split.touched - part
+        return {"gradients": size * (part + critic), "gradient_edges": size * edges}
+    if layout.zero == 1:
+        return {
+            "gradients": size * ((split.flat if uses_bf16_optimizer(layout) else max(split.trained, split.touched)) + critic)
+        }
+    return {"gradients": size * (split.trained + critic)}
 
 
 def _gradient_bytes(layout: Layout) -> int:
@@ -78,16 +115,32 @@ def _gradient_bytes(layout: Layout) -> int:
     return 4 if sums_in_fp32(layout) and layout.offload_optimizer == "none" else BYTES[layout.precision]
 
 
+def uses_bf16_optimizer(layout: Layout) -> bool:
+    """DeepSpeed's choice for fp32 sums at ZeRO 1. Its fp32 gradients stay from step to step, beside those in bf16."""
+    return layout.zero == 1 and sums_in_fp32(layout) and layout.offload_optimizer == "none"
+
+
+def _bucket_bytes(load: Load, layout: Layout, split: Split) -> float:
+    """Rendered from the whole model, so a rank that holds a part of it has the same; of memory of the host it takes what it
+    fills. Sequence ranks add up in fp32.
+    """
+    elements = reduce_bucket_elements(load.shape.hidden, num_trainable=load.num_trainable + load.num_critic_trained)
+    if not layout.cuda:
+        elements = min(elements, split.trained + load.num_critic_trained)
+    return (4 if layout.sp > 1 else BYTES[layout.precision]) * elements
+
+
 def off_device(layout: Layout) -> float:
     """Share of the optimizer that rests elsewhere."""
     return {"none": 0.0, "cpu": layout.ratio, "nvme": 1.0}[layout.offload_optimizer]
 
 
-def _optimizer_bytes(trained: int, layout: Layout) -> float:
+def _optimizer_bytes(load: Load, layout: Layout, split: Split) -> float:
     """Adam moments and, from ZeRO 1, the fp32 master weights, split over the ranks of ZeRO."""
     if layout.zero == 0:
-        return ADAM_MOMENT_BYTES * trained
-    return (ADAM_MOMENT_BYTES + MASTER_BYTES) * trained / layout.shards
+        return ADAM_MOMENT_BYTES * (split.trained + load.num_critic_trained)
+    part = split.shards if layout.zero == 3 else split.flat / layout.shards
+    return (ADAM_MOMENT_BYTES + MASTER_BYTES) * (part + load.num_critic_trained / layout.shards)
 
 
 def swap_bytes(trained: int, layout: Layout) -> float:
@@ -95,18 +148,73 @@ def swap_bytes(trained: int, layout: Layout) -> float:
     return NVME_BUFFERS * 4 * min(SUB_GROUP_ELEMENTS, trained / layout.shards)
 
 
-def step_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
-    """The optimizer step: the fp32 gradient partition. fp32 under ZeRO 0 steps on its gradients without a copy.
+def states_at_loss(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """What a rank holds while activations are the most: of gradients, those of the micro-batches before.
 
-    ZeRO 1 that adds up in fp32 (BF16_Optimizer) steps without one too; its last backward pass ends with all gradients in bf16.
+    ZeRO 1 and 2 allocate their bucket when a backward pass starts and give it back behind it, under a pipeline behind the step.
+    ZeRO 3 keeps one, and its gradients, from step to step.
     """
-    trained = trained_parameters(load, share)
-    if layout.zero == 1 and sums_in_fp32(layout) and layout.offload_optimizer == "none":
-        return {"gradient_copy": BYTES[layout.precision] * trained}
-    copied = 0.0 if layout.zero == 0 else trained / layout.shards
+    parts = state_parts(load, layout, share)
+    if uses_bf16_optimizer(layout):
+        return parts | {"gradient_copy": BYTES[layout.precision] * trained_parameters(load, share)}
+    if layout.zero == 3:
+        return parts | {"buckets": parts["buckets"] / 2}
+    gone = {"buckets"} if layout.pp == 1 else set()
+    gone |= {"gradients", "gradient_edges"} if layout.grad_accum == 1 else set()
+    return {name: size for name, size in parts.items() if name not in gone}
+
+
+def reduce_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """What the end of the last backward pass adds to state_parts: gradients on their way to the other ranks.
+
+    ZeRO 0 joins them in buffers of up to ALLREDUCE_ELEMENTS, BF16_Optimizer its fp32 sums, and sends them in 16 bit.
+    ZeRO 1 moves them into the bucket and keeps its own beside it, ZeRO 2 has the last one, the bucket and a copy of the bucket.
+    """
+    size, split, trained = BYTES[layout.precision], _split(load, layout, share), trained_parameters(load, share)
+    sent = min(trained, ALLREDUCE_ELEMENTS)
+    if layout.zero == 0:
+        return {"reduced": size * sent}
+    if uses_bf16_optimizer(layout):
+        return {"gradient_copy": size * trained, "reduced": (4 + size) * sent}
+    if layout.zero == 1:
+        return {"reduced": max(0.0, size * split.touched - _bucket_bytes(load, layout, split))}
+    if layout.zero == 2:
+        return {"reduced": size * split.largest + _bucket_bytes(load, layout, split)}
+    return {}
+
+
+def states_at_step(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """What a rank holds while the optimizer steps: of gradients its own, no bucket but the one that ZeRO 3 keeps."""
+    parts = state_parts(load, layout, share)
+    parts.pop("live_parameters", None)
+    if layout.zero == 3:
+        return parts | {"buckets": parts["buckets"] / 2}
+    parts.pop("buckets", None)
+    if layout.zero == 1 and not uses_bf16_optimizer(layout):
+        own = _split(load, layout, share).touched + load.num_critic_trained / layout.shards
+        parts["gradients"] = _gradient_bytes(layout) * own
+    return parts
+
+
+def step_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """What the optimizer step adds to states_at_step: the gradients of a rank joined, and in 16 bit cast to fp32.
+
+    fp32 at ZeRO 0 steps on its gradients as they are, ZeRO 2 on its fp32 sums. BF16_Optimizer has all gradients in 16 bit
+    still. The norm takes an fp64 copy of each gradient, one after the other.
+    """
+    size, split = BYTES[layout.precision], _split(load, layout, share)
+    if layout.zero == 0:
+        return {}
+    if uses_bf16_optimizer(layout):
+        return {"gradient_copy": size * trained_parameters(load, share)}
+    part = (split.shards if layout.zero == 3 else split.flat / layout.shards) + load.num_critic_trained / layout.shards
+    norm = FP64_BYTES * min(split.largest, part)
+    if layout.zero == 2 and sums_in_fp32(layout):
+        return {"gradient_norm": (1 - off_device(layout)) * norm}
     if layout.zero == 3:  # stage3.py steps through sub-groups, one copy at a time
-        copied = min(copied, SUB_GROUP_ELEMENTS)
-    return {"gradient_copy": (1 - off_device(layout)) * GRADIENT_COPY_BYTES * copied}
+        part = min(part, SUB_GROUP_ELEMENTS)
+    copies = GRADIENT_COPY_BYTES + (size if size < GRADIENT_COPY_BYTES and not sums_in_fp32(layout) else 0)
+    return {"gradient_copy": (1 - off_device(layout)) * max(copies * part, norm)}
 
 
 def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:

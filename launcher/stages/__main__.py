@@ -2,6 +2,7 @@
 
     prepare RUN            the whole chain's data and tokenizer, one CPU process
     train RUN STAGE        one rank of one stage; RANK, WORLD_SIZE, MASTER_ADDR … as the deepspeed command sets them
+    calibrate RUN DEVICE   one rank of those that measure this machine, started in the same way; DEVICE is cuda or cpu
     generate RUN …         try a trained model
     export RUN …           write a plain Hugging Face folder
 
@@ -18,10 +19,11 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.errors import EXIT_USAGE, LauncherError, Problem
-from launcher.rundir.folder import RunDir, write_json
+from launcher.rundir.folder import RunDir, StageDir, write_json
 from launcher.rundir.order import StageOrder, read_order
 from launcher.spec.job import JobSpec
 
@@ -65,6 +67,8 @@ def main(argv: list[str]) -> int:
             leave(prepare(RunDir(Path(run).resolve())))
         case ["train", run, stage]:
             leave(train(RunDir(Path(run).resolve()), stage))
+        case ["calibrate", run, device]:
+            leave(calibrate(RunDir(Path(run).resolve()), device))
         case [verb, *rest] if verb in TOOLS:
             return int(importlib.import_module(TOOLS[verb]).main(rest))
     sys.stderr.write(str(__doc__))
@@ -92,22 +96,43 @@ def prepare(run: RunDir) -> int:
 
 
 def train(run: RunDir, stage_name: str) -> int:
-    """One rank of one stage, from its log to its marker."""
-    rank, stage_dir = int(os.environ.get("RANK", "0")), run.stage(stage_name)
+    """One rank of one stage."""
+
+    def story() -> int:
+        job, order = _job(run), read_order(run.order(stage_name))
+        stage = next(stage for stage in job.stages if stage.stage_name == stage_name)
+        _check_world(order)
+        _environment(order.device)
+        _build_operators(run, order)
+        importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
+        return order.world
+
+    return _as_rank(run.stage(stage_name), story)
+
+
+def calibrate(run: RunDir, device: str) -> int:
+    """One rank of those that measure the machine; rank 0 writes what they found as the stage's result."""
+    stage_dir = run.stage("calibrate")
+
+    def story() -> int:
+        _environment(device)
+        return int(importlib.import_module("launcher.stages.calibrate").run(stage_dir, device))
+
+    return _as_rank(stage_dir, story)
+
+
+def _as_rank(stage_dir: StageDir, story: Callable[[], int]) -> int:
+    """From the rank's log to its marker. The story returns the world it saw."""
+    rank = int(os.environ.get("RANK", "0"))
     _start_log(stage_dir.rank_log(rank))
     _clear(stage_dir.done(rank), stage_dir.problem(rank))
     die_with_parent()
     try:
-        job, order = _job(run), read_order(run.order(stage_name))
-        stage = next(stage for stage in job.stages if stage.stage_name == stage_name)
-        _check_world(order)
-        _environment(order)
-        _build_operators(run, order)
-        importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
+        world = story()
         importlib.import_module("launcher.train.ranks").leave()
     except Exception as error:
         return _failed(error, stage_dir.problem(rank))
-    write_json(stage_dir.done(rank), {"world": order.world, "t": time.time()})
+    write_json(stage_dir.done(rank), {"world": world, "t": time.time()})
     return 0
 
 
@@ -129,9 +154,9 @@ def _check_world(order: StageOrder) -> None:
         )
 
 
-def _environment(order: StageOrder) -> None:
+def _environment(device: str) -> None:
     """What the libraries read when they are imported. Given values win, so that a rendered command can change them."""
-    if order.device == "cpu":
+    if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("OMP_NUM_THREADS", "1")

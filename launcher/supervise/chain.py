@@ -21,6 +21,7 @@ from launcher.rundir.order import StageOrder
 from launcher.spec.stages import Reward, StageBase
 from launcher.supervise import evidence, left, watch
 from launcher.supervise.create import Planned
+from launcher.supervise.feedback import feed_back
 from launcher.supervise.journal import Journal
 from launcher.supervise.policy import Decision, damage_problems, decide
 from launcher.supervise.preflight import free_port, record_versions
@@ -110,6 +111,7 @@ class Chain:
             self._make_room(name, decision)
             self._launch(stage, decision)
             self._check_artifact(name, inputs)
+            feed_back(self.run, self.planned, name, self.journal)
         _check_gate(self.run, stage)
 
     def _check_parents(self, order: StageOrder) -> None:

@@ -25,12 +25,19 @@ MOST_CPU_RANKS_BY_DEFAULT = 2
 def detect_machine(
     job: JobSpec, *, runs_root: Path, written_bytes: int = 0, environ: Mapping[str, str] = os.environ
 ) -> Machine:
-    """This machine with the ranks that the job asks of it. LauncherError E402, E403, E410.
+    """This machine with the ranks that the job asks of it. Errors as in machine_here."""
+    return machine_here(job.cluster, runs_root=runs_root, written_bytes=written_bytes, environ=environ)
+
+
+def machine_here(
+    cluster: ClusterSpec, *, runs_root: Path, written_bytes: int = 0, environ: Mapping[str, str] = os.environ
+) -> Machine:
+    """This machine with the ranks that the cluster block asks of it. LauncherError E402, E403, E410.
 
     What a run has already written of its plan (`written_bytes`) counts as free.
     """
     gpus = find_gpus(environ)
-    asked = asked_slots(job.cluster, num_gpus=len(gpus))
+    asked = asked_slots(cluster, num_gpus=len(gpus))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes
     return _gpu_machine(gpus[:asked], disk_bytes) if gpus else _cpu_machine(asked, disk_bytes)
 

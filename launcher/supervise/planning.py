@@ -11,6 +11,7 @@ from launcher.errors import LauncherError, Problem
 from launcher.plan.away import away_machine, named_gpu, refuse_other_machine, refuse_untrained
 from launcher.plan.cost.price import Prices
 from launcher.plan.cost.rates import Rates, catalogue_rates
+from launcher.plan.gpus import GPUS, gpu_named
 from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape
@@ -18,6 +19,8 @@ from launcher.spec.gpu import GpuSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob
 from launcher.spec.prices import read_prices
+from launcher.spec.wording import nearest
+from launcher.supervise.calibration import rates_here
 from launcher.supervise.facts import asked_slots, detect_machine, find_shape
 
 Fact = TypeVar("Fact")
@@ -34,7 +37,7 @@ def plan_of(loaded: LoadedJob, *, runs_root: Path) -> Plan:
         slots = asked_slots(cluster, num_gpus=0) if counted else None
         return away_machine(gpu, slots=slots, nodes=cluster.nodes or 1)
 
-    return _plan(loaded, machine, lambda: find_shape(loaded.job))
+    return _plan(loaded, machine, lambda: find_shape(loaded.job), runs_root)
 
 
 def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> Plan:
@@ -52,27 +55,50 @@ def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> 
             refuse_untrained(found)
         return found
 
-    return _plan(loaded, machine, shape)
+    return _plan(loaded, machine, shape, runs_root)
 
 
-def _plan(loaded: LoadedJob, find_machine: Callable[[], Machine], shape_of: Callable[[], ModelShape]) -> Plan:
+def _plan(loaded: LoadedJob, find_machine: Callable[[], Machine], shape_of: Callable[[], ModelShape], runs_root: Path) -> Plan:
     job, problems = loaded.job, _backend_problems(loaded.job)
     machine = _fact(find_machine, problems)
     shape = _fact(shape_of, problems)
     plan = None
     if machine is not None and shape is not None:
-        rates = rates_of(job, machine)
+        rates = _fact(lambda: rates_of(job, machine, runs_root), problems)
         plan = _fact(lambda: make_plan(job, machine=machine, shape=shape, places=loaded.places, rates=rates), problems)
     if problems or plan is None:
         raise LauncherError(loaded.places.located(problem) for problem in problems)
     return plan
 
 
-def rates_of(job: JobSpec, machine: Machine) -> Rates:
-    """How fast and how dear the machine is: the catalogue's numbers or the job's, and the prices that it names."""
-    gpu = named_gpu(job.cluster.gpu) if isinstance(job.cluster.gpu, GpuSpec) else None
-    prices = Prices(**dict(read_prices(Path(job.cluster.prices)))) if job.cluster.prices else Prices()
-    return catalogue_rates(machine, gpu=gpu, prices=prices)
+def rates_of(job: JobSpec, machine: Machine, runs_root: Path) -> Rates:
+    """How fast and how dear the machine is: the job's numbers, what was measured, or the catalogue's; and the job's prices.
+
+    LauncherError E416 where a file of what was measured is damaged.
+    """
+    prices = _prices(job)
+    if isinstance(job.cluster.gpu, GpuSpec):
+        return catalogue_rates(machine, gpu=named_gpu(job.cluster.gpu), prices=prices)
+    return rates_here(catalogue_rates(machine, prices=prices), machine, runs_root)
+
+
+def _prices(job: JobSpec) -> Prices:
+    """LauncherError E121 for a price of a GPU that nobody knows: it would have no effect."""
+    if job.cluster.prices is None:
+        return Prices()
+    prices = Prices(**dict(read_prices(Path(job.cluster.prices))))
+    own = {job.cluster.gpu.name} if isinstance(job.cluster.gpu, GpuSpec) else set()
+    unknown = [name for name in prices.gpu_hour if name not in GPUS and name not in own]
+    if unknown:
+        raise LauncherError(_unknown_price(job.cluster.prices, name) for name in unknown)
+    return prices
+
+
+def _unknown_price(file: str, name: str) -> Problem:
+    meant = gpu_named(name)
+    near = meant.name if meant else nearest(name, GPUS)
+    hint = f"did you mean {near}?" if near else f"use one of {', '.join(GPUS)}"
+    return Problem(code="E121", where=file, what=f"gpu_hour.{name}: is not in the catalogue of GPUs", hint=hint)
 
 
 def _backend_problems(job: JobSpec) -> list[Problem]:

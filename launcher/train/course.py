@@ -7,6 +7,7 @@ when to keep. Rows and rates depend on the step alone, so a run may go on under 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from launcher.train.engines import Engine, Scoring
 from launcher.train.metrics import Metrics
 from launcher.train.precision import LossScale
 from launcher.train.ranks import Ranks, broadcast
+from launcher.train.result import Pace
 from launcher.train.rows import global_batch, num_steps, step_rows
 from launcher.train.schedule import learning_rate
 from launcher.train.states import load_states, save_states
@@ -45,6 +47,7 @@ class Course:
     groups: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     steps: int = 0
+    pace: Pace = field(default_factory=Pace)
 
 
 def run_course(course: Course) -> None:
@@ -86,7 +89,7 @@ def run_course(course: Course) -> None:
 
 
 def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int, total: int) -> None:
-    task, mesh, train = course.task, course.task.mesh, course.task.rows.train
+    task, mesh, train, began_s = course.task, course.task.mesh, course.task.rows.train, time.monotonic()
     order, stage, seed = task.order, task.stage, task.job.seed
     # Dropout depends on step and place only. A tensor group shares its seed, or replicated weights drift apart.
     torch.manual_seed(hash((seed, step, mesh.dp_rank, mesh.pp_rank, mesh.sp_rank)) % 2**63)
@@ -99,6 +102,8 @@ def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int
     figures = course.engine.step(batches, lr=rate)
     _refuse_nan(course, figures, step + 1)
     scale.check(f"stage {order.stage}, step {step + 1}")
+    # the step's figures have waited for the device
+    course.pace.add(time.monotonic() - began_s, [batch.ids_ST.numel() / batch.num_rows for batch in batches])
     if step == 0 or (step + 1) % stage.log_every == 0 or step + 1 == total:
         epoch = (step + 1) * global_batch(order) / len(train)
         metrics.log(step + 1, {**figures, **scale.figures(), "learning_rate": rate, "epoch": epoch})

@@ -27,6 +27,7 @@ def hand_over(course: Course, trained: Trained) -> None:
         steps=course.steps,
         started=task.started,
         notes=course.notes,
+        pace=course.pace,
     )
 
 

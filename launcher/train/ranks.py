@@ -36,12 +36,17 @@ class Ranks:
 
 
 def meet(order: StageOrder) -> Ranks:
-    """Join the process group (gloo for CPU processes, nccl for GPUs). Collective: returns when all ranks are there."""
+    """The ranks of a stage. Collective: returns when all of them are there."""
+    return join(order.device, tf32=order.tf32)
+
+
+def join(kind: str, *, tf32: bool) -> Ranks:
+    """Join the process group: gloo for CPU processes (`kind` cpu), nccl for GPUs (cuda). Collective."""
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     transformers_logging.disable_progress_bar()  # a log file is not a terminal
-    allow_tf32(order.tf32)
-    if order.device == "cpu":
+    allow_tf32(tf32)
+    if kind == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         # The shared-memory op is compiled at the first collective (a minute), leaves 69 MB per rank in /dev/shm for ever,
         # and its inference_all_reduce ignores the group. gloo gives the same results.
@@ -50,7 +55,7 @@ def meet(order: StageOrder) -> Ranks:
     else:
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
-    backend = "gloo" if order.device == "cpu" else "nccl"
+    backend = "gloo" if kind == "cpu" else "nccl"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(rank=rank, local_rank=local_rank, world=dist.get_world_size(), device=device)
 

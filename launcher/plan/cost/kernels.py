@@ -12,12 +12,11 @@ from math import ceil
 
 from launcher.plan.cost.constants import Constants
 from launcher.plan.cost.stack import BACKWARD, Stack
-from launcher.plan.cost.work import Work
+from launcher.plan.cost.work import Work, element_bytes
 from launcher.plan.gpus import Gpu
 
 TILE_ROWS, TILE_COLUMNS = 128, 256  # of the products of large matrices
 LAUNCH_S = 4e-6
-FP32_GAIN = 0.25  # TF32 or plain fp32 on tensor-core GPUs: an eighth to a half of the 16-bit peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +27,7 @@ class Pass:
     attention_s: float
     element_s: float
     launch_s: float  # what the host needs to launch it; the device waits where this is longer
+    alone: bool = False  # the host is the device: it launches first and computes then
 
     @property
     def device_s(self) -> float:
@@ -35,7 +35,7 @@ class Pass:
 
     @property
     def total_s(self) -> float:
-        return max(self.device_s, self.launch_s)
+        return self.device_s + self.launch_s if self.alone else max(self.device_s, self.launch_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,19 +68,29 @@ class Device:
             return self.constants.fp4_share * self.gpu.fp4_ratio
         if self.arithmetic == "fp8":
             return self.constants.fp8_gain if self.gpu.fp8_ratio > 1 else 1.0
-        return FP32_GAIN if self.arithmetic == "fp32" and self.gpu.generation != "cpu" else 1.0
+        if self.arithmetic == "tf32":
+            return self.gpu.tf32_ratio
+        return self.gpu.fp32_ratio if self.arithmetic == "fp32" else 1.0
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.gpu.generation == "cpu"
 
     def product(self, rows: float, columns: float, inner: float) -> float:
         """Seconds of (rows x inner) times (inner x columns)."""
-        multiprocessors, constants, gain = self.gpu.multiprocessors, self.constants, self.gain
+        share = self.constants.matrix(self.gpu.generation) * (1.0 if self.is_cpu else self._filled(rows, columns, inner))
+        arithmetic = 2 * rows * columns * inner / (self.peak_16bit * self.gain * share)
+        moved = element_bytes(self.arithmetic) * (rows * columns + rows * inner + columns * inner)
+        return max(arithmetic, moved / self.memory_bytes_s) + LAUNCH_S
+
+    def _filled(self, rows: float, columns: float, inner: float) -> float:
+        """Share of a GPU's arithmetic that is at work; a CPU has no tiles to fill."""
+        multiprocessors, constants = self.gpu.multiprocessors, self.constants
         down, across = ceil(rows / TILE_ROWS), ceil(columns / TILE_COLUMNS)
         waves = ceil(down * across / multiprocessors)
         full = rows * columns / (TILE_ROWS * TILE_COLUMNS) / (waves * multiprocessors)
-        depth = inner / (inner + constants.half_depth * multiprocessors / 108 * gain)
-        share = constants.matrix(self.gpu.generation) * full * depth * _alignment(columns, inner, constants)
-        arithmetic = 2 * rows * columns * inner / (self.peak_16bit * gain * share)
-        traffic = 2 * (rows * columns + rows * inner + columns * inner) / self.memory_bytes_s
-        return max(arithmetic, traffic) + LAUNCH_S
+        depth = inner / (inner + constants.half_depth * multiprocessors / 108 * self.gain)
+        return full * depth * _alignment(columns, inner, constants)
 
 
 def _alignment(columns: float, inner: float, constants: Constants) -> float:
@@ -105,7 +115,13 @@ def block_seconds(work: Work, device: Device, stack: Stack) -> Block:
     launch = _launch_seconds(work, device, stack)
 
     def one(matrix: float, attention: float, element: float, launch: float) -> Pass:
-        return Pass(matrix_s=slow * matrix + unpack, attention_s=slow * attention, element_s=slow * element, launch_s=launch)
+        return Pass(
+            matrix_s=slow * matrix + unpack,
+            attention_s=slow * attention,
+            element_s=slow * element,
+            launch_s=launch,
+            alone=device.is_cpu,
+        )
 
     ahead = one(forward, attention, elements, launch)
     nothing = Pass(matrix_s=0.0, attention_s=0.0, element_s=0.0, launch_s=0.0)
@@ -147,7 +163,7 @@ def _matrices(work: Work) -> Iterator[tuple[float, float]]:
 def _attention(work: Work, device: Device) -> tuple[float, float]:
     """Forward and backward. Flash kernels skip the future half of the scores; eager attention computes all of them."""
     shape, constants, peak = work.shape, device.constants, device.peak_16bit
-    if device.gpu.generation == "cpu":
+    if work.arithmetic in ("fp32", "tf32") or device.is_cpu:
         peak *= device.gain
     rows = work.tokens * work.sp / work.row_tokens
     scores = rows * work.row_tokens**2 / work.sp / work.tp  # for each unit of width
@@ -188,7 +204,7 @@ def _unpack_seconds(work: Work, device: Device, sizes: list[tuple[float, float]]
 
 def _launch_seconds(work: Work, device: Device, stack: Stack) -> float:
     constants = device.constants
-    if device.gpu.generation == "cpu":
+    if device.is_cpu:
         return constants.launch_cpu
     if stack.launch == "fused":
         return constants.launch_fused

@@ -48,6 +48,12 @@ class Links:
         together = max(1, min(members, self.host_gpus // stride))
         return min(best, together * self.network(constants))
 
+    def exchange(self, members: int, constants: Constants) -> float:
+        """Bytes a second of an all-to-all of neighbours: what goes to another host leaves through the GPU's own card."""
+        inside = self.neighbours(min(members, self.host_gpus), constants)
+        away = max(0, members - self.host_gpus) / max(1, members - 1)
+        return 1 / ((1 - away) / inside + away / self.network(constants))
+
     def hop(self, world: int, constants: Constants) -> float:
         """Bytes a second from a GPU to its like in the next pipeline stage, where that is farthest away."""
         if world <= self.nvlink_gpus:
@@ -58,10 +64,11 @@ class Links:
 
 
 def links_of(gpu: Gpu, *, host_gpus: int) -> Links:
-    """The links of hosts with `host_gpus` such GPUs."""
+    """The links of hosts with `host_gpus` such GPUs; an NVLink domain that spans hosts counts as one."""
+    host = max(host_gpus, gpu.nvlink_gpus if gpu.nvlink_gpus > 8 else 1)
     return Links(
-        host_gpus=max(host_gpus, gpu.nvlink_gpus if gpu.nvlink_gpus > 8 else 1),
-        nvlink_gpus=gpu.nvlink_gpus,
+        host_gpus=host,
+        nvlink_gpus=min(gpu.nvlink_gpus, host),
         nvlink_gbs=gpu.nvlink_gbs,
         pcie_gbs=gpu.pcie_gbs,
         nic_gbs=gpu.nic_gbs,

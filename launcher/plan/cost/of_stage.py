@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from launcher.plan.activations import SAMPLED_MICRO_BATCHES, block_inputs_bytes, pass_tokens
+from launcher.plan.activations import SAMPLED_MICRO_BATCHES, hidden_bytes, pass_tokens
 from launcher.plan.cost.constants import Constants
 from launcher.plan.cost.kernels import Block, Device, block_seconds, head_seconds
 from launcher.plan.cost.links import Links
@@ -17,10 +17,11 @@ from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.step import StepTime, kernels_of, step_time
 from launcher.plan.cost.work import Work
 from launcher.plan.gpus import Gpu
-from launcher.plan.layout import BYTES, Layout, sums_in_fp32
+from launcher.plan.layout import BYTES, Layout
 from launcher.plan.load import Load
-from launcher.plan.share import Share, shares_of
-from launcher.plan.states import off_device
+from launcher.plan.parameters import quantized_weights
+from launcher.plan.share import Share, pipeline_split, shares_of
+from launcher.plan.states import NF4_BYTES, off_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +55,26 @@ def work_of(load: Load, layout: Layout) -> Work:
         pp=layout.pp,
         sp=layout.sp,
         zero=layout.zero,
-        arithmetic=layout.precision,
+        arithmetic="tf32" if layout.precision == "fp32" and load.tf32 and layout.cuda else layout.precision,
         attention="eager" if load.eager else "flash2",
         trained="adapter" if load.adapter else "all",
         adapter_rank=load.adapter.rank if load.adapter else 0,
         packed="nf4" if load.quantized else None,
         recomputes="none" if layout.checkpointing == "none" else "all",
         loss=load.kind != "reward",
-        gradient_bytes=4 if sums_in_fp32(layout) else BYTES[layout.precision],
-        gather_bytes=1.0 if layout.quantized_weights else BYTES[layout.precision],
+        gradient_bytes=4 if layout.sp > 1 else BYTES[layout.precision],  # DeepSpeed sends sequence ranks' gradients in fp32
+        gather_bytes=1.0 if layout.quantized_weights else _gathered_bytes(load, layout),
         scatter_bytes=0.5 if layout.quantized_gradients else BYTES[layout.precision],
+        near_ranks=layout.hpz,
+        split=pipeline_split(load.shape, load.kind, layout.pp) if layout.pp > 1 else None,
     )
+
+
+def _gathered_bytes(load: Load, layout: Layout) -> float:
+    """Of one weight as ZeRO 3 gathers it: a 4-bit base stays packed."""
+    size = BYTES[layout.precision]
+    packed = quantized_weights(load.shape) / load.num_params if load.quantized else 0.0
+    return NF4_BYTES * packed + size * (1 - packed)
 
 
 @dataclass(slots=True)
@@ -77,9 +87,14 @@ class Clock:
     scale: float = 1.0  # measured / predicted steps of finished runs
     _kernels: dict[tuple[object, ...], tuple[Block, float]] = field(default_factory=dict)
 
-    def time(self, layout: Layout) -> StepTime:
-        """Seconds of one optimizer step, by part; ppo's share of sampling and scoring belongs to it."""
+    def time(self, layout: Layout, *, host_ranks: int | None = None) -> StepTime:
+        """Seconds of one optimizer step, by part; ppo's share of sampling and scoring belongs to it.
+
+        `host_ranks`: ranks that share a host, where they are not those of the speeds.
+        """
         speeds, work = self.speeds, work_of(self.load, layout)
+        if host_ranks is not None and host_ranks != speeds.host_ranks:
+            speeds = replace(speeds, host_ranks=host_ranks)
         time = self._step(work)
         away, offload = off_device(layout), _offload_seconds(self.load, layout, work, speeds)
         parts = {**time.parts, "optimizer": (1 - away) * time.parts["optimizer"]}
@@ -112,7 +127,7 @@ class Clock:
 
 def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> float:
     """What a step waits for because something rests in host memory or on disk."""
-    constants, pcie = speeds.constants, speeds.gpu.pcie_gbs * 1e9 * speeds.constants.pcie_share
+    constants, pcie = speeds.constants, speeds.links.pcie_gbs * 1e9 * speeds.constants.pcie_share
     share = max(one.num_adapter if load.adapter else one.num_params for one in _shares(load, layout))
     owned, size = share / layout.shards, BYTES[layout.precision]
     seconds = 0.0
@@ -127,7 +142,7 @@ def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> 
         whole = max(one.num_params for one in _shares(load, layout))
         seconds += work.micro_batches * 2 * size * whole / layout.shards / pcie
     if layout.checkpointing == "offload":
-        kept = max(block_inputs_bytes(load, layout, one) for one in _shares(load, layout))
+        kept = max(one.layers for one in _shares(load, layout)) * hidden_bytes(load, layout)
         seconds += work.micro_batches * 2 * kept / pcie
     return seconds
 

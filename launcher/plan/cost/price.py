@@ -29,12 +29,12 @@ def cost_of(seconds: float | None, *, gpu: Gpu | None, world: int, prices: Price
     if seconds is None or gpu is None:
         return Cost(currency=prices.currency, amount=None, kwh=None, co2_kg=None)
     hours = seconds / 3600 * world
-    price = prices.gpu_hour.get(gpu.name, gpu.usd_per_hour if prices.currency == "USD" else None)
+    price = prices.gpu_hour.get(gpu.name, gpu.usd_per_hour if prices.currency == "USD" else 0.0)
     watts = prices.power_share * gpu.watts + (prices.host_watts_per_gpu if gpu.generation != "cpu" else 0.0)
     kwh = hours * watts * prices.overhead / 1000 if gpu.watts else None
     return Cost(
         currency=prices.currency,
-        amount=hours * price if price else None,
+        amount=hours * price if price or gpu.name in prices.gpu_hour else None,
         kwh=kwh,
         co2_kg=kwh * prices.co2_kg_per_kwh if kwh is not None else None,
     )

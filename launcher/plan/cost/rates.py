@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import exp, log
 
-from launcher.plan.cost.constants import PUBLISHED, Constants
+from launcher.plan.cost.constants import CPU, PUBLISHED, Constants
 from launcher.plan.cost.links import Links, links_of
 from launcher.plan.cost.of_stage import Speeds
 from launcher.plan.cost.price import Prices
@@ -16,21 +17,36 @@ from launcher.plan.plan import Machine
 SHRINK = 2  # runs that a scale has to outweigh
 # A core of a server CPU under torch, where nothing was measured: fp32 products, its share of the memory's bandwidth, ranks that
 # talk over loopback.
-CORE_TFLOPS, CORE_GBS, LOOPBACK_GBS, CORE_WATTS = 0.05, 8.0, 1.5, 8.0
+CORE_TFLOPS, CORE_GBS, LOOPBACK_GBS, CORE_WATTS = 0.05, 8.0, 0.8, 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Geometric mean of measured / predicted over finished runs of one GPU and precision."""
+    """Geometric means of measured / predicted over finished stages of one device and precision."""
 
     time: float = 1.0
     memory: float = 1.0
-    runs: int = 0
+    runs: int = 0  # that the time stands on
+    memory_runs: int = 0
 
     def shrunk(self) -> Scale:
         """Drawn to 1 where there are few runs."""
-        weight = self.runs / (self.runs + SHRINK)
-        return Scale(time=self.time**weight, memory=self.memory**weight, runs=self.runs)
+        return replace(self, time=_drawn(self.time, self.runs), memory=_drawn(self.memory, self.memory_runs))
+
+    def with_time(self, ratio: float) -> Scale:
+        """After one more stage."""
+        return replace(self, time=_mean(self.time, self.runs, ratio), runs=self.runs + 1)
+
+    def with_memory(self, ratio: float) -> Scale:
+        return replace(self, memory=_mean(self.memory, self.memory_runs, ratio), memory_runs=self.memory_runs + 1)
+
+
+def _drawn(mean: float, runs: int) -> float:
+    return float(mean ** (runs / (runs + SHRINK)))
+
+
+def _mean(mean: float, runs: int, ratio: float) -> float:
+    return exp((runs * log(mean) + log(ratio)) / (runs + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +58,20 @@ class Rates:
     constants: Constants = PUBLISHED
     prices: Prices = field(default_factory=Prices)
     calibration: str = "catalogue"
+    basis: str = "catalogue"  # names the numbers that scales were made with: this, or when they were measured
+    peak_tflops: float | None = None  # what MFU counts as all; None: the GPU's own
     scales: Mapping[str, Scale] = field(default_factory=dict)  # by precision
 
     def speeds(self, machine: Machine) -> Speeds | None:
         if self.gpu is None or self.links is None:
             return None
         return Speeds(gpu=self.gpu, links=self.links, stack=OURS, constants=self.constants, host_ranks=machine.slots)
+
+    @property
+    def peak_flops(self) -> float:
+        """Of one device in 16 bit, as its vendor counts: what MFU is a share of."""
+        assert self.gpu is not None
+        return 1e12 * (self.peak_tflops or self.gpu.tflops_16bit)
 
     def scale(self, precision: str) -> Scale:
         return self.scales.get(precision, Scale()).shrunk()
@@ -60,7 +84,8 @@ def catalogue_rates(machine: Machine, *, gpu: Gpu | None = None, prices: Prices 
     else:
         found = gpu or GPUS.get(machine.gpu or "")
     links = _links_here(found, machine) if found else None
-    return Rates(gpu=found, links=links, prices=prices or Prices())
+    constants = CPU if machine.device == "cpu" else PUBLISHED
+    return Rates(gpu=found, links=links, constants=constants, prices=prices or Prices())
 
 
 def _links_here(gpu: Gpu, machine: Machine) -> Links:
@@ -88,4 +113,5 @@ def cpu_device(*, cores: float, memory_bytes: int, tflops: float | None = None, 
         multiprocessors=1,
         watts=CORE_WATTS * max(cores, 0.5),
         usd_per_hour=0.0,
+        fp32_ratio=1.0,
     )

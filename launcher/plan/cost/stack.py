@@ -30,6 +30,7 @@ class Stack:
     deepspeed: bool
     norms_split: bool = False  # tensor ranks share norms and residuals too (Megatron's sequence parallelism)
     overlaps_tensor: bool = False
+    overlaps_data: bool = True  # gradients are reduced under the backward pass
     gathers_hidden: bool = False  # pipeline sends are split over tensor ranks and gathered behind (DeepSpeed)
 
 
@@ -47,5 +48,6 @@ OURS = Stack(
     adapter_in=7,
     adapter_out=12,
     deepspeed=True,
+    overlaps_data=False,  # overlap_comm is off below ZeRO 3 (dsconfig/render.py)
     gathers_hidden=True,
 )

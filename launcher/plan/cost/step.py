@@ -14,7 +14,7 @@ from launcher.plan.cost.constants import Constants
 from launcher.plan.cost.kernels import Block, Device, block_seconds, head_seconds
 from launcher.plan.cost.links import Links
 from launcher.plan.cost.stack import Stack
-from launcher.plan.cost.work import Work
+from launcher.plan.cost.work import Work, element_bytes
 from launcher.plan.gpus import Gpu
 from launcher.plan.parameters import block_sizes, vocabulary_parameters
 from launcher.plan.shape import block_linears
@@ -79,6 +79,10 @@ def step_time(
 def _slowest_stage(work: Work, layer: float, head: float) -> tuple[float, float]:
     """Blocks of the slowest pipeline stage, and its seconds for one micro-batch with the head where it has it."""
     layers, pp = work.shape.layers, work.pp
+    if work.split is not None:
+        *before, last = work.split
+        slowest = max([(count * layer, count) for count in before] + [(last * layer + head, last)])
+        return slowest[1], slowest[0]
     if work.ends_fill_stages:
         blocks = (layers + 2) / pp
         return blocks, max(blocks * layer, (blocks - 1) * layer + head)
@@ -91,15 +95,15 @@ def _slowest_stage(work: Work, layer: float, head: float) -> tuple[float, float]
 def _tensor_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -> float:
     """What tensor and sequence ranks wait for in one block: two all-reduces a pass, four exchanges of heads."""
     passes = 3 if work.recomputes == "all" else 2
-    shape, total = work.shape, 0.0
+    shape, size, total = work.shape, element_bytes(work.arithmetic), 0.0
     if work.tp > 1:
         exposed = constants.tensor_exposed_overlapped if stack.overlaps_tensor else constants.tensor_exposed
-        sent = 4 * (work.tp - 1) / work.tp * 2 * work.tokens * shape.hidden
+        sent = 4 * (work.tp - 1) / work.tp * size * work.tokens * shape.hidden
         total += passes * exposed * (sent / links.neighbours(work.tp, constants) + constants.collective_s)
     if work.sp > 1:
         width = 2 * shape.head_dim * (shape.heads + shape.kv_heads) / work.tp
-        sent = 2 * work.tokens * width * (work.sp - 1) / work.sp
-        total += passes * (sent / links.neighbours(work.sp * work.tp, constants) + 4 * constants.collective_s)
+        sent = size * work.tokens * width * (work.sp - 1) / work.sp
+        total += passes * (sent / links.exchange(work.sp, constants) + 4 * constants.collective_s)
     return total
 
 
@@ -107,7 +111,7 @@ def _hop_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -
     """One micro-batch's hidden states from one pipeline stage to the next."""
     if work.pp == 1:
         return 0.0
-    sent = 2 * work.tokens * work.shape.hidden
+    sent = element_bytes(work.arithmetic) * work.tokens * work.shape.hidden
     split = work.tp if stack.gathers_hidden or stack.norms_split else 1
     gathered = (work.tp - 1) / work.tp * sent if stack.gathers_hidden else 0.0
     return sent / split / links.hop(work.world, constants) + gathered / links.neighbours(work.tp, constants)
@@ -139,15 +143,32 @@ def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, 
     bandwidth = links.strided(shards, stride=work.tp, constants=constants)
     around = (shards - 1) / shards
     if work.zero == 3:
-        scattered = work.scatter_bytes * _trained_share(work)
-        moved = around * whole / work.tp * (work.gathers * work.gather_bytes + scattered)
-        sent = moved / (bandwidth / (1 + shards / constants.shard_scale))
-        both = max(pass_s + constants.shard_exposed * sent, sent + constants.shard_interference * pass_s)
-        return work.micro_batches * (both - pass_s)
-    trained = of_rank * _trained_share(work)
-    moved = around * trained * (work.gradient_bytes + 2 if work.zero else 2 * work.gradient_bytes)
-    hidden = not (stack.deepspeed and work.pp > 1)  # DeepSpeed's pipeline engine switches the overlap off
+        return work.micro_batches * _sharded_seconds(work, links, constants, bandwidth, whole / work.tp, pass_s=pass_s)
+    trained, size = of_rank * _trained_share(work), element_bytes(work.arithmetic)
+    # DeepSpeed joins gradients in buckets and all-reduces them, ZeRO 2 after each micro-batch (stage_1_and_2.py:1695, :2294)
+    reduces = 2 if stack.deepspeed or work.zero == 0 else 1
+    times = work.micro_batches if stack.deepspeed and work.zero == 2 else 1
+    moved = around * trained * (reduces * times * work.gradient_bytes + (size if work.zero else 0))
+    hidden = stack.overlaps_data and not (stack.deepspeed and work.pp > 1)  # its pipeline engine switches the overlap off
     return moved / bandwidth * (constants.data_exposed if hidden else 1.0)
+
+
+def _sharded_seconds(
+    work: Work, links: Links, constants: Constants, bandwidth: float, parameters: float, *, pass_s: float
+) -> float:
+    """ZeRO 3, one micro-batch: gathers before both passes and the gradients' scatter, beyond what hides behind compute."""
+    shards = work.shards
+    around = (shards - 1) / shards
+    slower = 1 + shards / constants.shard_scale
+    scattered = around * parameters * work.scatter_bytes * _trained_share(work) / bandwidth
+    gathered = around * parameters * work.gather_bytes / bandwidth
+    sent = (scattered + gathered) * slower
+    if work.gathers > 1:
+        near = work.near_ranks if work.near_ranks > 1 else shards
+        second = (near - 1) / near * parameters * work.gather_bytes
+        speed = links.strided(near, stride=work.tp, constants=constants)
+        sent += (work.gathers - 1) * second / speed * (1 + near / constants.shard_scale)
+    return max(pass_s + constants.shard_exposed * sent, sent + constants.shard_interference * pass_s) - pass_s
 
 
 def _optimizer_seconds(work: Work, gpu: Gpu, constants: Constants) -> float:

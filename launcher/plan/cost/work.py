@@ -9,7 +9,12 @@ from launcher.plan.shape import ModelShape
 
 Trained = Literal["all", "adapter", "adapter_and_ends"]  # ends: the embedding and the head beside the adapter
 Attention = Literal["flash1", "flash2", "cudnn", "eager"]
-Arithmetic = Literal["fp32", "bf16", "fp16", "fp8", "fp4"]
+Arithmetic = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "fp4"]
+
+
+def element_bytes(arithmetic: str) -> int:
+    """Of a weight or an activation as it lies in memory and is sent; products in 8 and 4 bit read it in 16."""
+    return 4 if arithmetic in ("fp32", "tf32") else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,8 @@ class Work:
     gathers: int = 2  # of the parameters for each micro-batch, ZeRO 3
     gather_bytes: float = 2.0  # of one parameter that is gathered
     scatter_bytes: float = 2.0  # of one gradient that is scattered
+    near_ranks: int = 1  # that hold a second copy of the parameters between them (hpZ): the second gather stays among them
+    split: tuple[int, ...] | None = None  # blocks of each pipeline stage; None: as equal as can be
 
     @property
     def world(self) -> int:

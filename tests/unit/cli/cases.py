@@ -18,6 +18,10 @@ from launcher.units import MIB
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "errors"
 BAD_HOSTS = "worker-1 slots=8\nworker-1 slots=8\nw0;id slots=1\n-oProxyCommand=id slots=1\nw1 slots=4garbage\nw2 slots=0\nw3\n"
+BAD_CALIBRATION = (
+    '{"schema": 1, "device": "h100-80gb", "measured": "2026-11-28T10:00:00Z", "ranks": 8, "gpu": {"tflops_16bit": -7},\n'
+    ' "links": {}, "constants": {}}\n'
+)
 BAD_PRICES = "currency: euro\ngpu_hours: {h100-80gb: 2}\ngpu_hour: {a100-80gb: cheap}\noverhead: 0.5\nco2_kg_per_kwh: 0.1\n"
 
 
@@ -44,6 +48,9 @@ def make_folder(folder: Path, file: str, text: str) -> None:
     (folder / "bad_prices").write_text(BAD_PRICES, encoding="utf-8")
     (folder / "good_hosts").write_text("localhost slots=2\n", encoding="utf-8")
     (folder / "empty").mkdir()
+    (folder / "bad_runs" / "calibration").mkdir(parents=True)
+    (folder / "bad_runs" / "calibration" / "h100-80gb.json").write_text(BAD_CALIBRATION, encoding="utf-8")
+    (folder / "bad_runs" / "calibration" / "scales.json").write_text('{"schema": 1, "scales": [', encoding="utf-8")
 
 
 @pytest.fixture

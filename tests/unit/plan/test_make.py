@@ -56,7 +56,7 @@ def test_an_old_gpu_gets_fp16_at_zero_1(make_job, plan, gpus):
 
 def test_a_7b_model_on_eight_gpus_fits_without_zero_3(make_job, plan, gpus, llama):
     stage = only(plan(make_job(SOURCE), machine=gpus, shape=llama))
-    assert stage.zero == 2
+    assert stage.zero == 1
     slower = {item.plan.split(", micro")[0] for item in stage.rejected if item.code == "slower"}
     assert {"ZeRO-2, full checkpointing", "ZeRO-3"} <= slower
     assert stage.num_params == 6_738_415_616
@@ -106,7 +106,7 @@ def test_no_plan_fits_names_the_smallest_change_that_works(make_job, plan, cpu):
         plan(make_job(asked), machine=tiny_machine)
     assert caught.value.exit_code == 3
     assert caught.value.text() == (
-        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 653.9 MiB a rank, 570.0 MiB are there\n"
+        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 684.0 MiB a rank, 570.0 MiB are there\n"
         "  hint: leave batch.micro out: a smaller micro-batch fits"
     )
     assert plan(make_job({"stages.0.data.max_tokens": 512}), machine=tiny_machine).stages

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.plan.activations import EAGER, kept_by_block
+from launcher.plan.activations import EAGER, kept_by_block, loss_parts
 from launcher.plan.layout import Layout
 from launcher.plan.load import Load
 from launcher.plan.memory import CPU_FIXED_BYTES, artifact_bytes, checkpoint_bytes, memory_of, p_fit
 from launcher.plan.parameters import block_parameters, causal_parameters, lora_parameters, quantized_weights, reward_parameters
-from launcher.plan.states import reduce_bucket_elements
+from launcher.plan.share import shares_of
+from launcher.plan.states import reduce_bucket_elements, state_parts
 from launcher.spec.model import Lora
 from launcher.units import GIB
 
@@ -40,13 +41,32 @@ def parts(load, layout):
     return memory_of(load, layout, limit_bytes=79 * GIB).parts
 
 
+def states(load, layout):
+    """What a rank holds when the backward pass has ended, whatever the peak is."""
+    return state_parts(load, layout, shares_of(load.shape, load.kind, load.adapter, tp=1, pp=1)[0])
+
+
 def test_zero_splits_what_its_stage_says(load, layout):
     params = load.num_params
-    zero1, zero2, zero3 = (parts(load, replace(layout, zero=zero, micro_batch=8)) for zero in (1, 2, 3))
+    zero1, zero2, zero3 = (states(load, replace(layout, zero=zero)) for zero in (1, 2, 3))
     assert (zero1["parameters"], zero1["gradients"]) == (2 * params, 2 * params)
-    assert (zero2["parameters"], zero2["gradients"]) == (2 * params, round(2 * params / 8))
-    assert (zero3["parameters"], zero3["gradients"]) == (round(2 * params / 8), round(2 * params / 8))
-    assert zero1["optimizer"] == zero2["optimizer"] == zero3["optimizer"] == round(12 * params / 8)
+    assert (zero2["parameters"], zero2["gradients"]) == (2 * params, 2 * params / 8)
+    assert (zero3["parameters"], zero3["gradients"]) == (2 * params / 8, 2 * params / 8)
+    assert zero1["optimizer"] == zero2["optimizer"] == zero3["optimizer"] == 12 * params / 8
+
+
+def test_zero_2_keeps_the_gradients_of_matrices_on_a_border_whole(load, layout):
+    """The rank with the first eighth steps a part of the embedding's neighbours; the matrix it ends in is another's too."""
+    found = states(load, replace(layout, zero=2))
+    assert 0 < found["gradient_edges"] <= 2 * 2 * load.shape.hidden * load.shape.ffn
+    assert states(load, replace(layout, zero=2, grad_accum=2))["gradient_edges"] == 0  # fp32 sums lie in one buffer
+
+
+def test_of_one_micro_batch_no_gradient_is_there_at_the_loss(load, layout):
+    once, twice = (parts(load, replace(layout, precision="fp32", micro_batch=16, grad_accum=accum)) for accum in (1, 2))
+    assert "gradients" not in once
+    assert twice["gradients"] == 4 * load.num_params
+    assert once["logits"] == twice["logits"] > 0
 
 
 def test_fp32_at_zero_0_keeps_two_moments_and_no_master_copy(load, layout):
@@ -56,11 +76,11 @@ def test_fp32_at_zero_0_keeps_two_moments_and_no_master_copy(load, layout):
     assert "buckets" not in found
 
 
-def test_the_states_of_a_7b_model_on_one_rank_are_the_textbook_16_bytes_and_the_gradient_copy(load, layout):
+def test_the_states_of_a_7b_model_on_one_rank_are_the_textbook_16_bytes_and_two_copies_of_the_gradients(load, layout):
     found = parts(load, replace(layout, dp=1, checkpointing="full"))
     states = sum(found[name] for name in ("parameters", "gradients", "optimizer"))
     assert states == 16 * load.num_params
-    assert found["gradient_copy"] == 4 * load.num_params  # the optimizer step is the peak, not the loss
+    assert found["gradient_copy"] == 6 * load.num_params  # joined, then in fp32: the optimizer step is the peak, not the loss
 
 
 def test_the_larger_of_the_two_peaks_is_reported(load, layout):
@@ -84,16 +104,16 @@ def test_eager_attention_adds_the_score_matrices(llama):
 
 
 def test_full_checkpointing_keeps_one_input_a_block(load, layout):
-    full = parts(load, replace(layout, checkpointing="full", zero=3, micro_batch=8))["activations"]
-    none = parts(load, replace(layout, checkpointing="none", zero=3, micro_batch=8))["activations"]
+    full = parts(load, replace(layout, checkpointing="full", zero=3, micro_batch=64))["activations"]
+    none = parts(load, replace(layout, checkpointing="none", zero=3, micro_batch=64))["activations"]
     assert full < none / 5
-    assert full > 32 * 2 * 4096 * 512 * 8
+    assert full > 32 * 2 * 4096 * 512 * 64
 
 
 def test_preference_pairs_are_two_sequences(load, layout):
     pairs = parts(replace(load, kind="reward"), replace(layout, micro_batch=16))
     rows = parts(load, replace(layout, micro_batch=16))
-    assert pairs["activations"] == 2 * rows["activations"]
+    assert pairs["activations"] == pytest.approx(2 * rows["activations"], rel=0.01)
     assert "logits" not in pairs
 
 
@@ -178,26 +198,29 @@ def test_tensor_ranks_share_matrices_logits_and_what_lies_inside_a_block(load, l
     one, two = (memory_of(load, replace(layout, tp=tp, dp=4, micro_batch=16), limit_bytes=79 * GIB).parts for tp in (1, 2))
     assert one["parameters"] / 2 < two["parameters"] < one["parameters"] * 0.52  # the embedding is whole on both
     assert one["activations"] / 2 < two["activations"] < one["activations"] * 0.8
-    tile, head = 4096 * 32_000 * 12, 2 * 2 * 4096 * 32_000  # of two tiles: the sum of the first, and the second
+    tile, head = 4096 * 32_000 * 12, 2 * 4096 * 32_000  # at the second of two tiles the head has the gradient of the first
     assert one["logits"] - two["logits"] == (tile + head) // 2
     assert two["optimizer"] == 6 * two["parameters"] // 4
 
 
+def logits(load, layout):
+    return loss_parts(load, layout, shares_of(load.shape, load.kind, load.adapter, tp=1, pp=1)[0])["logits"]
+
+
 def test_logits_exist_for_one_tile_of_tokens_at_a_time(load, layout):
-    short, one, many = (parts(load, replace(layout, micro_batch=micro))["logits"] for micro in (4, 8, 64))
-    head, states = 2 * 4096 * 32_000, 2 * 2 * 4096
-    assert short == 2048 * (32_000 * 12 + states) + head
-    assert one == 4096 * (32_000 * 12 + states) + head
-    assert many == 4096 * 32_000 * 12 + 32_768 * states + 2 * head
-    frozen = parts(replace(load, adapter=Lora()), replace(layout, micro_batch=8))["logits"]
-    assert frozen == one - head
+    short, one, many = (logits(load, replace(layout, micro_batch=micro)) for micro in (4, 8, 64))
+    head, states = 2 * 4096 * 32_000, 2 * 4096  # gradients of the tiles before
+    assert short == 2048 * 32_000 * 12
+    assert one == 4096 * 32_000 * 12
+    assert many == one + 32_768 * states + head
+    assert logits(replace(load, adapter=Lora()), replace(layout, micro_batch=64)) == many - head
 
 
 @pytest.mark.parametrize(("zero", "kept"), [(1, 4), (2, 4 / 8), (3, 4 / 8)])
 def test_gradients_of_several_micro_batches_in_bf16_are_kept_in_fp32(load, layout, zero, kept):
     """Measured as tensor storage: ZeRO 1 never splits them."""
-    found = parts(load, replace(layout, zero=zero, grad_accum=2, micro_batch=8))
-    assert found["gradients"] == round(kept * load.num_params)
+    found = states(load, replace(layout, zero=zero, grad_accum=2))
+    assert found["gradients"] == kept * load.num_params
 
 
 def test_zero_1_that_adds_up_in_fp32_ends_its_backward_pass_with_both_kinds_of_gradients(load, layout):
@@ -232,11 +255,11 @@ def test_the_first_stage_of_a_pipeline_holds_an_activation_for_each_stage(load, 
     """1F1B: with four stages the first one has four micro-batches in flight, the last one."""
     whole = parts(load, replace(layout, dp=1, micro_batch=16))
     piped = parts(load, replace(layout, dp=1, pp=4, micro_batch=16, grad_accum=8))
-    assert piped["activations"] == whole["activations"]  # a quarter of the blocks, four times
+    assert piped["activations"] == pytest.approx(whole["activations"], rel=0.01)  # a quarter of the blocks, four times
     assert piped["parameters"] < whole["parameters"] / 3
     assert "logits" not in piped
     short = parts(load, replace(layout, dp=1, pp=4, micro_batch=16, grad_accum=2))
-    assert short["activations"] == whole["activations"] / 2
+    assert short["activations"] == pytest.approx(whole["activations"] / 2, rel=0.02)
 
 
 def test_where_the_head_is_large_the_last_stage_is_the_fullest(load, layout, llama):

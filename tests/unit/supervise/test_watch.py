@@ -41,9 +41,10 @@ def test_a_stage_whose_ranks_all_leave_their_marker_has_no_problem(run, ranks):
 
 
 def test_exit_code_0_with_a_marker_missing_is_a_failure(run, ranks):
+    """A rank that the watch has seen alive is told as ended; on a busy machine it may have been too quick for that."""
     [text] = problems_of(ranks("time.sleep(1)\ndone(2) if rank == 0 else None"), run)
     assert "rank 1" in text
-    assert "E502" in text
+    assert "[E502]" in text or "[E503] the deepspeed launcher ended with exit code 0, no success marker of rank 1" in text
 
 
 def test_markers_of_an_earlier_attempt_do_not_count(run, ranks):

@@ -91,7 +91,16 @@ def test_a_clock_that_keeps_kernels_tells_the_same_time_as_a_new_one(load, layou
     assert [clock.time(one) for one in layouts] == [Clock(load, speeds).time(one) for one in layouts]
 
 
-def test_gradients_that_are_summed_in_fp32_are_sent_in_fp32(load, layout):
-    assert work_of(load, replace(layout, zero=1)).gradient_bytes == 4
-    assert work_of(load, replace(layout, zero=1, grad_accum=1)).gradient_bytes == 2
-    assert work_of(load, replace(layout, zero=1, precision="fp16")).gradient_bytes == 2
+def test_gradients_are_sent_as_the_weights_are_but_sequence_ranks_send_fp32(load, layout):
+    """fp32 sums are cast before they are sent (communication_data_type), unless ranks share sequences."""
+    assert work_of(load, replace(layout, zero=1)).gradient_bytes == 2
+    assert work_of(load, replace(layout, zero=1, precision="fp32")).gradient_bytes == 4
+    assert work_of(load, replace(layout, zero=1, dp=4, sp=2)).gradient_bytes == 4
+
+
+def test_tf32_is_asked_for_and_holds_on_gpus_only(load, layout):
+    fp32 = replace(layout, precision="fp32", zero=1)
+    assert work_of(load, fp32).arithmetic == "fp32"
+    assert work_of(replace(load, tf32=True), fp32).arithmetic == "tf32"
+    assert work_of(replace(load, tf32=True), replace(fp32, cuda=False)).arithmetic == "fp32"
+    assert work_of(replace(load, tf32=True), layout).arithmetic == layout.precision

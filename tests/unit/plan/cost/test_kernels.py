@@ -49,7 +49,8 @@ def test_a_short_inner_size_reaches_half_the_speed_at_half_depth(gpu):
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "fp8_ratio", "gain"), [("fp16", 1, 1.0), ("fp32", 1, 0.25), ("fp8", 2, 1.76), ("fp8", 1, 1.0)]
+    ("arithmetic", "fp8_ratio", "gain"),
+    [("fp16", 1, 1.0), ("fp32", 1, 1 / 16), ("tf32", 1, 1 / 2), ("fp8", 2, 1.76), ("fp8", 1, 1.0)],
 )
 def test_other_arithmetic_is_faster_or_slower_by_its_gain(gpu, arithmetic, fp8_ratio, gain):
     kind = Device(gpu=replace(gpu, fp8_ratio=fp8_ratio), arithmetic=arithmetic, constants=IDEAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from launcher.plan.cost.constants import PUBLISHED
 from launcher.plan.cost.links import links_of
 from launcher.plan.gpus import GPUS
 from tests.unit.plan.cost.ideal import IDEAL, NIC_GBS, NVLINK_GBS, PCIE_GBS
@@ -50,3 +51,16 @@ def test_a_domain_of_nvlink_over_several_hosts_is_one_host_of_72():
     domain = links_of(GPUS["gb200-189gb"], host_gpus=4)
     assert domain.neighbours(64, IDEAL) == 900e9
     assert domain.neighbours(144, IDEAL) == min(900e9, 72 * 50e9)
+
+
+def test_hosts_with_one_gpu_each_have_no_nvlink_between_them():
+    links = links_of(GPUS["h100-80gb"], host_gpus=1)
+    assert links.strided(8, stride=1, constants=PUBLISHED) <= links.network(PUBLISHED)
+    assert links.hop(8, PUBLISHED) == links.network(PUBLISHED)
+
+
+def test_an_exchange_across_hosts_leaves_through_the_own_card():
+    """Of 31 others 24 are on other hosts: no ring's trick of entering a host once helps."""
+    links = links_of(GPUS["h100-80gb"], host_gpus=8)
+    assert links.exchange(8, PUBLISHED) == links.inside(PUBLISHED)
+    assert links.exchange(32, PUBLISHED) < 1.5 * links.network(PUBLISHED)

@@ -131,3 +131,29 @@ def test_the_stage_with_most_blocks_decides_where_they_cannot_be_spread_evenly(g
 def whole(shape: ModelShape) -> int:
     """Parameters that are trained and sent: matrices, norms, embedding and head."""
     return shape.layers * block_parameters(shape) + 2 * vocabulary_parameters(shape)
+
+
+def test_zero_2_sends_its_gradients_after_every_micro_batch(work, gpu, links):
+    """stage_1_and_2.py reduces partitioned gradients each time; ZeRO 1 waits for the last pass."""
+    once, often = (
+        step_time(replace(work, dp=8, zero=zero, micro_batches=8), gpu, links, stack=OURS, constants=IDEAL).sent["data"]
+        for zero in (1, 2)
+    )
+    assert often / once == pytest.approx((2 * 8 + 1) / (2 + 1))
+
+
+def test_the_split_that_is_planned_is_the_one_that_is_timed(work, gpu, links):
+    def step(split):
+        piped = replace(work, pp=4, split=split, micro_batches=64)
+        return step_time(piped, gpu, links, stack=OURS, constants=IDEAL).step_s
+
+    assert step((8, 8, 8, 8)) == step(None)
+    assert step((4, 12, 8, 8)) > step((8, 8, 8, 8))
+
+
+def test_a_second_partition_keeps_the_second_gather_among_its_ranks(work, gpu, links):
+    def data(near):
+        sharded = replace(work, dp=64, zero=3, near_ranks=near)
+        return step_time(sharded, gpu, links, stack=OURS, constants=IDEAL).sent["data"]
+
+    assert data(8) < data(1)

@@ -1,0 +1,163 @@
+"""(shape, kind, adapter, degrees) -> the tensors of one rank, and how ZeRO splits them, to the element. DERIVE, pure.
+
+DeepSpeed 0.19.8 works on tensors, not on sums: ZeRO 1 and 2 put each parameter group into one flat buffer that is filled up to
+a multiple of twice the ranks, ZeRO 3 fills up each tensor. tests/stages/test_held_bytes.py compares with what ranks hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+from launcher.plan.parameters import adapted_linears
+from launcher.plan.shape import Linear, ModelShape, block_linears
+from launcher.plan.share import Share, shares_of
+from launcher.spec.model import Lora
+
+PERSISTENT_WIDTHS = 10  # stage3_param_persistence_threshold / hidden (dsconfig/render.py)
+NCCL_ALIGNMENT = 2  # elements (stage_1_and_2.py, bf16_optimizer.py: nccl_start_alignment_factor)
+# Matrices of a block before which its norms stand in the model's order; elsewhere they are last.
+_NORMS_AT: dict[str, tuple[int, ...]] = {"gpt2": (0, 2), "opt": (4, 6), "gpt_neox": (0, 0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """Elements of each tensor of one rank before ZeRO splits it, in the model's order."""
+
+    matrices: tuple[int, ...]  # trained, with weight decay
+    vectors: tuple[int, ...]  # trained, without: norms and biases are an optimizer group of their own (train/optimizer.py)
+    frozen: tuple[int, ...]  # beside an adapter
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(group for group in (self.matrices, self.vectors) if group)
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        return self.matrices + self.vectors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Elements that one rank holds of its tensors, the fullest where ranks differ."""
+
+    trained: int  # before ZeRO splits them
+    frozen: int
+    flat: int  # ZeRO 1, 2: flat buffers of what is trained; a rank steps 1 / ranks of each
+    touched: int  # ZeRO 1, 2: whole tensors of which a rank steps any
+    shards: int  # ZeRO 3: of what is trained
+    frozen_shards: int
+    persistent: int  # ZeRO 3: of small tensors, gathered beside their shards all the time
+    largest: int  # one tensor that is trained
+
+
+@lru_cache(maxsize=4096)
+def split_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int, tp: int, pp: int, ranks: int) -> Split:
+    """Of the fullest tensor rank of a pipeline stage whose states ZeRO splits over `ranks`."""
+    tensors = tensors_of(shape, kind, adapter, stage=stage, tp=tp, pp=pp)
+    return Split(
+        trained=sum(tensors.trained),
+        frozen=sum(tensors.frozen),
+        flat=sum(_padded(group, ranks) for group in tensors.groups),
+        touched=_touched(tensors, ranks),
+        shards=sum(-(-size // ranks) for size in tensors.trained),
+        frozen_shards=sum(-(-size // ranks) for size in tensors.frozen),
+        persistent=sum(size for size in tensors.trained + tensors.frozen if size <= PERSISTENT_WIDTHS * shape.hidden),
+        largest=max(tensors.trained),
+    )
+
+
+@lru_cache(maxsize=512)
+def tensors_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int, tp: int, pp: int) -> Tensors:
+    """Of the fullest tensor rank of a pipeline stage."""
+    shares = shares_of(shape, kind, adapter, tp=tp, pp=pp)
+    share, start = shares[stage], sum(share.layers for share in shares[:stage])
+    before, behind, vectors = _ends(shape, kind, share, tp=tp)
+    blocks = [_block(shape, block, tp=tp) for block in range(start, start + share.layers)]
+    all_matrices = (*before, *(size for matrices, _ in blocks for size in matrices), *behind)
+    of_blocks = tuple(size for _, vectors in blocks for size in vectors)
+    all_vectors = vectors + of_blocks if shape.family == "opt" else of_blocks + vectors  # OPT's last norm stands first
+    if adapter is None:
+        return Tensors(matrices=all_matrices, vectors=all_vectors, frozen=())
+    head = (shape.hidden,) if kind == "reward" and share.head else ()  # peft keeps the first head beside the one it trains
+    trained = (*(_adapter(shape, adapter, tp=tp) * share.layers), *head)
+    return Tensors(matrices=trained, vectors=(), frozen=all_matrices + all_vectors)
+
+
+def _ends(shape: ModelShape, kind: str, share: Share, *, tp: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(matrices before the blocks, matrices behind them, vectors). A tied matrix is on both ends of a pipeline."""
+    first, reward = share.stage == 0, kind == "reward"
+    tied, rows = shape.tied and not reward, -(-shape.vocab // tp)
+    before: tuple[int, ...] = ()
+    if first or (tied and share.head):
+        before = ((rows if tied else shape.vocab) * shape.hidden,)
+    if first and shape.learned_positions:
+        before += (shape.learned_positions * shape.hidden,)
+    if not share.head:
+        return before, (), ()
+    behind = (shape.hidden,) if reward else () if tied else (rows * shape.hidden,)
+    bias = (rows,) if shape.head_bias and not reward else ()
+    return before, behind, _norm(shape, shape.hidden) + bias
+
+
+def _block(shape: ModelShape, block: int, *, tp: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(matrices, vectors) of one block. Matrices are split over tensor ranks, norms and the biases of sums are not."""
+    linears = block_linears(shape, block)
+    matrices = [-(-linear.num_weights // tp) for linear in linears]
+    if shape.has_experts(block):
+        experts = shape.experts * shape.hidden * -(-shape.expert_ffn // tp)
+        matrices += [2 * experts, experts, shape.experts * shape.hidden]
+    return tuple(matrices), tuple(_vectors(shape, linears, tp))
+
+
+def _vectors(shape: ModelShape, linears: Sequence[Linear], tp: int) -> Iterator[int]:
+    norms = _NORMS_AT.get(shape.family, (len(linears),) * shape.norms_per_block)
+    behind_attention = next((place + 1 for place, linear in enumerate(linears) if linear.row), len(linears))
+    for place in range(len(linears) + 1):
+        if shape.query_key_norm and place == behind_attention:
+            yield from _norm(shape, shape.head_dim) * 2
+        for _ in range(norms.count(place)):
+            yield from _norm(shape, shape.hidden)
+        if place < len(linears) and linears[place].bias:
+            linear = linears[place]
+            yield linear.outputs if linear.row else -(-linear.outputs // tp)
+
+
+def _norm(shape: ModelShape, width: int) -> tuple[int, ...]:
+    return (width, width) if shape.layer_norm else (width,)
+
+
+def _adapter(shape: ModelShape, adapter: Lora, *, tp: int) -> tuple[int, ...]:
+    """A and B of each adapted matrix of a block; a tensor rank has its part of the side that is split."""
+    sizes: list[int] = []
+    for linear in adapted_linears(shape, adapter):
+        inputs = -(-linear.inputs // tp) if linear.row else linear.inputs
+        outputs = linear.outputs if linear.row else -(-linear.outputs // tp)
+        sizes += [adapter.rank * inputs, adapter.rank * outputs]
+    return tuple(sizes)
+
+
+def _padded(group: Sequence[int], ranks: int) -> int:
+    """ZeRO 1, 2: elements of a group's flat buffer."""
+    aligned = NCCL_ALIGNMENT * ranks
+    return -(-sum(group) // aligned) * aligned
+
+
+def _touched(tensors: Tensors, ranks: int) -> int:
+    """ZeRO 1, 2: a rank steps one stretch of each flat buffer, and keeps the gradients of the tensors it lies in whole."""
+    by_rank = [0] * ranks
+    for group in tensors.groups:
+        part, ends = _padded(group, ranks) // ranks, list(accumulate(group))
+        first = 0  # the tensor that a stretch begins in
+        for rank in range(ranks):
+            while first < len(ends) and ends[first] <= rank * part:
+                first += 1
+            last = first
+            while last + 1 < len(ends) and ends[last] < (rank + 1) * part:
+                last += 1
+            if first < len(ends):
+                by_rank[rank] += ends[last] - ends[first] + group[first]
+            by_rank[rank] += max(0, (rank + 1) * part - max(ends[-1], rank * part))  # what fills the last stretch up
+    return max(by_rank)
