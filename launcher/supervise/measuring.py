@@ -21,7 +21,7 @@ from launcher.rundir.folder import RunDir, read_json, write_atomic
 from launcher.supervise import evidence, watch
 from launcher.supervise.calibration import FOLDER, calibration_path, write_calibration
 from launcher.supervise.lock import controlling
-from launcher.supervise.preflight import free_port, record_versions
+from launcher.supervise.preflight import free_port, package_problems, record_versions
 from launcher.supervise.stop import StopFlag
 
 STAGE = "calibrate"
@@ -37,7 +37,10 @@ class Measured:
 
 
 def measure_machine(machine: Machine, *, runs_root: Path, now: datetime, stop: StopFlag) -> Measured | None:
-    """Measure, and write the device's file; None where it was stopped. LauncherError of the ranks, and E507."""
+    """Measure, and write the device's file; None where it was stopped. LauncherError of the ranks, E407 and E507."""
+    problems = package_problems()
+    if problems:
+        raise LauncherError(problems)
     run = RunDir((runs_root / FOLDER / MEASURING).resolve())
     run.path.mkdir(parents=True, exist_ok=True)
     began_s = time.monotonic()

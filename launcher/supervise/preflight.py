@@ -36,7 +36,7 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
     if not problems:
         problems += load_backend(job.cluster.backend).find_problems(job)
     problems += _write_problems(writable)
-    problems += _package_problems(job)
+    problems += package_problems(*(["bitsandbytes"] if job.model.quantize else []))
     problems += _path_problems(job)
     problems += _nvme_problems(job, plan)
     problems += _memory_problems(plan)
@@ -72,10 +72,9 @@ def _nvme_problems(job: JobSpec, plan: Plan) -> list[Problem]:
     return problems
 
 
-def _package_problems(job: JobSpec) -> list[Problem]:
+def package_problems(*more: str) -> list[Problem]:
     """Installed, or not; nothing is imported. The `deepspeed` command must be that of this Python."""
-    wanted = [*PACKAGES, *(["bitsandbytes"] if job.model.quantize else [])]
-    missing = [name for name in wanted if _version(name) is None]
+    missing = [name for name in (*PACKAGES, *more) if _version(name) is None]
     problems = [_missing(name) for name in missing]
     command = Path(sys.executable).parent / "deepspeed"
     if "deepspeed" not in missing and not os.access(command, os.X_OK):

@@ -133,11 +133,7 @@ def _device_numbers(figures: Figures, gpu: Gpu, constants: Constants) -> dict[st
     faster = replace(gpu, tflops_16bit=tflops)
     ratio = median(_fitted(gpu.fp32_ratio, one.seconds - LAUNCH_S, _product(one, faster, constants)) for one in full)
     memory = figures.memory.bytes / figures.memory.seconds / 1e9 / constants.memory_share
-    numbers = {"tflops_16bit": tflops, "fp32_ratio": ratio, "memory_gbs": memory}
-    if figures.host_copies is not None:
-        slower_s = max(figures.host_copies.up_s, figures.host_copies.down_s)
-        numbers["pcie_gbs"] = figures.host_copies.bytes / slower_s / 1e9 / constants.pcie_share
-    return numbers
+    return {"tflops_16bit": tflops, "fp32_ratio": ratio, "memory_gbs": memory}
 
 
 def _product(one: Product, gpu: Gpu, constants: Constants) -> Callable[[float], float]:
@@ -167,18 +163,21 @@ def _attention_numbers(one: AttentionPass, gpu: Gpu, constants: Constants) -> di
 
 
 def _link_numbers(figures: Figures, links: Links, constants: Constants) -> tuple[dict[str, float], float | None]:
-    """Of the links between the ranks, and the seconds of a collective of nothing; None with one rank."""
+    """Of the links between ranks and to the host, and the seconds of a collective of nothing; None with one rank."""
+    copies, found = figures.host_copies, {}
+    if copies is not None:
+        found["pcie_gbs"] = copies.bytes / max(copies.up_s, copies.down_s) / 1e9 / constants.pcie_share
     if not figures.collectives:
-        return {}, None
+        return found, None
     world, fits = figures.world, []
     for kind in dict.fromkeys(one.kind for one in figures.collectives):
         ones = sorted((one for one in figures.collectives if one.kind == kind), key=lambda one: one.bytes)
         fits.append(_line(ones[0], ones[-1], world))
     speed, latency = median(speed for speed, _ in fits), median(latency for _, latency in fits)
     if links.nvlink_gbs and world <= links.nvlink_gpus:
-        return {"nvlink_gbs": speed / 1e9 / constants.nvlink_share}, latency
-    inside = {"pcie_gbs": speed / 1e9 / constants.pcie_share}
-    return (inside | {"nic_gbs": speed / 1e9 / constants.nic_share} if figures.device == "cpu" else inside), latency
+        return found | {"nvlink_gbs": speed / 1e9 / constants.nvlink_share}, latency
+    found["pcie_gbs"] = speed / 1e9 / constants.pcie_share  # of a ring: slower than a copy alone
+    return (found | {"nic_gbs": speed / 1e9 / constants.nic_share} if figures.device == "cpu" else found), latency
 
 
 def _line(small: Collective, large: Collective, world: int) -> tuple[float, float]:
