@@ -118,15 +118,11 @@ def main() -> int:
 
 
 def _text(few: dict[str, float], many: dict[str, float], wall_s: float, runs: int) -> str:
-    return "\n".join(
-        [
-            f"medians of {runs}, one core, 4096 GPUs",
-            f"10,000 candidates in {few['cpu_s_for_10000']} s (limit {LIMIT_10K_S}):"
-            f" {few['judged']:.0f} judged in {few['cpu_s']} s",
-            f"100,000 in {many['cpu_s_for_100000']} s (limit {LIMIT_100K_S}): {many['judged']:.0f} judged in {many['cpu_s']} s",
-            f"launcher plan {EXAMPLE.relative_to(ROOT)}: {wall_s} s wall (limit {LIMIT_WALL_S})",
-        ]
-    )
+    lines = [f"medians of {runs}, one core, 4096 GPUs"]
+    for name, found, limit in (("10000", few, LIMIT_10K_S), ("100000", many, LIMIT_100K_S)):
+        seconds, judged = found[f"cpu_s_for_{name}"], found["judged"]
+        lines.append(f"{name} candidates in {seconds} s (limit {limit}): {judged} judged in {found['cpu_s']} s")
+    return "\n".join([*lines, f"launcher plan {EXAMPLE.relative_to(ROOT)}: {wall_s} s wall (limit {LIMIT_WALL_S})"])
 
 
 if __name__ == "__main__":

@@ -66,9 +66,11 @@ def kept_by_block(
     return hidden * (shape.norms_per_block * norm + size * footprint.outside) + (attention + mlp + scores) / tp
 
 
-def loss_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
-    """The loss: logits beside what all blocks keep. Without logits, or with few, a block that is recomputed may be more."""
-    block = _block_bytes(load, layout)
+def loss_parts(load: Load, layout: Layout, share: Share, *, block: float) -> dict[str, float]:
+    """The loss: logits beside what all blocks keep. Without logits, or with few, a block that is recomputed may be more.
+
+    `block`: bytes that one block keeps of one micro-batch.
+    """
     parts = _forward_parts(load, layout, share, block=block)
     logits = _logits_bytes(load, layout, tokens=pass_tokens(load, layout)) if share.head and load.kind != "reward" else 0.0
     recomputed = 0.0 if layout.checkpointing == "none" else _working_bytes(layout, block)
@@ -79,9 +81,8 @@ def loss_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     return parts
 
 
-def head_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+def head_parts(load: Load, layout: Layout, share: Share, *, block: float) -> dict[str, float]:
     """Behind the loss: logits are gone, the head has its gradient, and the last block makes its first ones."""
-    block = _block_bytes(load, layout)
     parts = _forward_parts(load, layout, share, block=block)
     trained = share.head and load.kind != "reward" and load.adapter is None
     if trained:
@@ -90,19 +91,18 @@ def head_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     return parts
 
 
-def last_block_parts(load: Load, layout: Layout) -> dict[str, float]:
+def last_block_parts(layout: Layout, *, block: float) -> dict[str, float]:
     """The end of the backward pass: what the first block kept, and the gradients inside it."""
-    return {"activations": _working_bytes(layout, _block_bytes(load, layout))}
+    return {"activations": _working_bytes(layout, block)}
 
 
-def _block_bytes(load: Load, layout: Layout) -> float:
-    """Kept by one block of one micro-batch."""
+def kept_bytes(load: Load, layout: Layout) -> float:
+    """Of one token, by one block, whatever the rows of a pass."""
     shape, how = load.shape, {"row_tokens": load.row_tokens, "tp": layout.tp}
     if not layout.cuda:
-        kept = kept_of_block(shape, layout.precision, eager=load.eager, adapter=load.adapter, **how)
-        return pass_tokens(load, layout) * kept
+        return kept_of_block(shape, layout.precision, eager=load.eager, adapter=load.adapter, **how)
     kept = kept_by_block(shape, EAGER, layout.precision, eager=load.eager, **how)
-    return pass_tokens(load, layout) * kept * (ADAPTER_KEEPS if load.adapter else 1.0)
+    return kept * (ADAPTER_KEEPS if load.adapter else 1.0)
 
 
 def _working_bytes(layout: Layout, block: float) -> float:

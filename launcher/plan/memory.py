@@ -8,10 +8,19 @@ hands on. Under a pipeline every stage is worked out.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import erf, log, sqrt
 
-from launcher.plan.activations import block_inputs_bytes, head_parts, last_block_parts, loss_parts, rollout_parts
+from launcher.plan.activations import (
+    block_inputs_bytes,
+    head_parts,
+    kept_bytes,
+    last_block_parts,
+    loss_parts,
+    pass_tokens,
+    rollout_parts,
+)
 from launcher.plan.layout import BYTES, Layout
 from launcher.plan.load import Load
 from launcher.plan.plan import Memory, Precision
@@ -53,8 +62,8 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int, scale: float = 1.
 
     `scale`: measured / predicted peaks of finished runs.
     """
-    shares = _fullest(shares_of(load.shape, load.kind, load.adapter, tp=layout.tp, pp=layout.pp))
-    parts = max((_rank_parts(load, layout, share) for share in shares), key=lambda parts: sum(parts.values()))
+    ranks = _held(load, replace(layout, micro_batch=1, grad_accum=min(2, layout.grad_accum), checkpointing="none"))
+    parts = max((_rank_parts(load, layout, held) for held in ranks), key=lambda parts: sum(parts.values()))
     if scale != 1.0:
         parts["calibration"] = round((scale - 1) * sum(parts.values()))
     peak = sum(parts.values())
@@ -63,9 +72,58 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int, scale: float = 1.
         limit_bytes=limit_bytes,
         p_fit=p_fit(peak, limit_bytes),
         parts=parts,
-        host_peak_bytes=round(max(_host_bytes(load, layout, share) for share in shares)),
+        host_peak_bytes=round(max(_host_bytes(load, layout, held) for held in ranks)),
         disk_bytes=None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What is there at one moment of a step whatever the rows of a pass, by part, and its sum."""
+
+    parts: dict[str, float]
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a rank holds whatever the rows of a pass. To be read only: all micro-batches of a layout share it."""
+
+    share: Share
+    kept: float  # by one block for each token
+    behind: Moment  # when the last backward pass has ended
+    at_loss: Moment
+    at_head: Moment
+    at_step: Moment
+    reduced: dict[str, float]
+    offloaded: float  # on the host
+    loading: float
+
+
+@lru_cache(maxsize=4096)
+def _held(load: Load, layout: Layout) -> tuple[Held, ...]:
+    """Of the ranks one of which is the fullest. Of the number of micro-batches only matters whether there are several."""
+    shares = _fullest(shares_of(load.shape, load.kind, load.adapter, tp=layout.tp, pp=layout.pp))
+    return tuple(_held_of_rank(load, layout, share) for share in shares)
+
+
+def _held_of_rank(load: Load, layout: Layout, share: Share) -> Held:
+    states, at_loss = state_parts(load, layout, share), states_at_loss(load, layout, share)
+    return Held(
+        share=share,
+        kept=kept_bytes(load, layout),
+        behind=_moment(states),
+        at_loss=_moment(at_loss),
+        at_head=_moment(at_loss | {"buckets": states.get("buckets", 0.0)}),
+        at_step=_moment(states_at_step(load, layout, share) | step_parts(load, layout, share)),
+        reduced=reduce_parts(load, layout, share),
+        offloaded=_offloaded_bytes(load, layout, share),
+        loading=loading_bytes(layout, share),
+    )
+
+
+def _moment(parts: dict[str, float]) -> Moment:
+    return Moment(parts=parts, total=sum(parts.values()))
 
 
 @lru_cache(maxsize=1024)
@@ -78,23 +136,23 @@ def _fullest(shares: tuple[Share, ...]) -> tuple[Share, ...]:
     return tuple({share.stage: share for share in (shares[0], between, shares[-1])}.values())
 
 
-def _rank_parts(load: Load, layout: Layout, share: Share) -> dict[str, int]:
+def _rank_parts(load: Load, layout: Layout, held: Held) -> dict[str, int]:
     """Bytes by part of one rank at its largest peak."""
-    states, at_loss = state_parts(load, layout, share), states_at_loss(load, layout, share)
-    peaks = [
-        at_loss | loss_parts(load, layout, share),
-        at_loss | {"buckets": states.get("buckets", 0.0)} | head_parts(load, layout, share),
-        states | last_block_parts(load, layout) | reduce_parts(load, layout, share),
-        states_at_step(load, layout, share) | step_parts(load, layout, share),
+    block, share = pass_tokens(load, layout) * held.kept, held.share
+    peaks: list[tuple[Moment, dict[str, float]]] = [
+        (held.at_loss, loss_parts(load, layout, share, block=block)),
+        (held.at_head, head_parts(load, layout, share, block=block)),
+        (held.behind, last_block_parts(layout, block=block) | held.reduced),
+        (held.at_step, {}),
     ]
     if load.kind == "ppo":
-        peaks.append(states | rollout_parts(load, layout))
+        peaks.append((held.behind, rollout_parts(load, layout)))
     if load.quantized:
-        peaks.append(states | {"shipped_models": _shipped_bytes(load, layout)})
+        peaks.append((held.behind, {"shipped_models": _shipped_bytes(load, layout)}))
     if not layout.cuda:
-        peaks.append(states | {"merged_model": _merged_bytes(load, layout)})
-    largest = max(peaks, key=lambda parts: sum(parts.values()))
-    parts = {name: round(size) for name, size in largest.items() if size >= 1}
+        peaks.append((held.behind, {"merged_model": _merged_bytes(load, layout)}))
+    moment, rows = max(peaks, key=lambda peak: peak[0].total + sum(peak[1].values()))
+    parts = {name: round(size) for name, size in (moment.parts | rows).items() if size >= 1}
     return parts | _fixed_parts(layout, sum(parts.values()))
 
 
@@ -124,18 +182,21 @@ def _merged_bytes(load: Load, layout: Layout) -> float:
     return BYTES[layout.precision] * load.num_params if load.adapter else 0.0
 
 
-def _host_bytes(load: Load, layout: Layout, share: Share) -> float:
+def _host_bytes(load: Load, layout: Layout, held: Held) -> float:
     """Host memory of one rank beside the device: the imported stack, what is offloaded, models on their way there."""
     if not layout.cuda:
         return 0.0
+    kept = block_inputs_bytes(load, layout, held.share) if layout.checkpointing == "offload" else 0.0
+    return CPU_FIXED_BYTES + max(held.offloaded + kept + _merged_bytes(load, layout), held.loading)
+
+
+def _offloaded_bytes(load: Load, layout: Layout, share: Share) -> float:
+    """States that rest on the host."""
     trained = trained_parameters(load, share)
     states = off_device(layout) * (ADAM_MOMENT_BYTES + MASTER_BYTES + GRADIENT_COPY_BYTES) * trained / layout.shards
     weights = weight_bytes(load, layout, share) + BYTES[layout.precision] * (load.num_critic + frozen_parameters(load))
     offloaded = swap_bytes(trained, layout) if layout.offload_optimizer == "nvme" else states
-    offloaded += weights / layout.shards if layout.offload_parameters == "cpu" else 0.0
-    if layout.checkpointing == "offload":
-        offloaded += block_inputs_bytes(load, layout, share)
-    return CPU_FIXED_BYTES + max(offloaded + _merged_bytes(load, layout), loading_bytes(layout, share))
+    return offloaded + (weights / layout.shards if layout.offload_parameters == "cpu" else 0.0)
 
 
 def loading_bytes(layout: Layout, share: Share) -> float:

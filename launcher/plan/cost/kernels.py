@@ -7,7 +7,7 @@ peak, less for a short inner size, for tiles that do not fill the multiprocessor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from launcher.plan.cost.constants import Constants
@@ -52,6 +52,7 @@ class Device:
     gpu: Gpu
     arithmetic: str
     constants: Constants
+    _products: dict[tuple[float, float, float], float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def memory_bytes_s(self) -> float:
@@ -77,7 +78,13 @@ class Device:
         return self.gpu.generation == "cpu"
 
     def product(self, rows: float, columns: float, inner: float) -> float:
-        """Seconds of (rows x inner) times (inner x columns)."""
+        """Seconds of (rows x inner) times (inner x columns). Layouts share most of theirs: each is worked out once."""
+        sizes = (rows, columns, inner)
+        if sizes not in self._products:
+            self._products[sizes] = self._product_seconds(rows, columns, inner)
+        return self._products[sizes]
+
+    def _product_seconds(self, rows: float, columns: float, inner: float) -> float:
         share = self.constants.matrix(self.gpu.generation) * (1.0 if self.is_cpu else self._filled(rows, columns, inner))
         arithmetic = 2 * rows * columns * inner / (self.peak_16bit * self.gain * share)
         moved = element_bytes(self.arithmetic) * (rows * columns + rows * inner + columns * inner)

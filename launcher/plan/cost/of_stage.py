@@ -15,7 +15,7 @@ from launcher.plan.cost.kernels import Block, Device, block_seconds, head_second
 from launcher.plan.cost.links import Links
 from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.step import StepTime, kernels_of, step_time
-from launcher.plan.cost.work import Work
+from launcher.plan.cost.work import Arithmetic, Work
 from launcher.plan.gpus import Gpu
 from launcher.plan.layout import BYTES, Layout
 from launcher.plan.load import Load
@@ -86,6 +86,7 @@ class Clock:
     rollout: Rollout | None = None
     scale: float = 1.0  # measured / predicted steps of finished runs
     _kernels: dict[tuple[object, ...], tuple[Block, float]] = field(default_factory=dict)
+    _devices: dict[str, Device] = field(default_factory=dict)  # by arithmetic
 
     def time(self, layout: Layout, *, host_ranks: int | None = None) -> StepTime:
         """Seconds of one optimizer step, by part; ppo's share of sampling and scoring belongs to it.
@@ -103,7 +104,7 @@ class Clock:
             parts["offload"] = offload
         if self.rollout is not None:
             critic = self._step(replace(work, loss=False)).step_s
-            phases = _rollout_seconds(self.load, layout, work, speeds, self.rollout)
+            phases = _rollout_seconds(self.load, layout, work, speeds, self.rollout, self._device(layout.precision))
             parts = {**parts, "critic": critic, **phases}
             step += critic + sum(phases.values())
         if self.scale != 1.0:
@@ -114,7 +115,7 @@ class Clock:
         speeds = self.speeds
         key = (work.tokens, work.tp, work.sp, work.pp > 1, work.zero, work.recomputes, work.loss, work.arithmetic)
         if key not in self._kernels:
-            self._kernels[key] = kernels_of(work, speeds.gpu, stack=speeds.stack, constants=speeds.constants)
+            self._kernels[key] = kernels_of(work, self._device(work.arithmetic), stack=speeds.stack)
         return step_time(
             work,
             speeds.gpu,
@@ -124,9 +125,16 @@ class Clock:
             kernels=self._kernels[key],
         )
 
+    def _device(self, arithmetic: Arithmetic) -> Device:
+        if arithmetic not in self._devices:
+            self._devices[arithmetic] = Device(gpu=self.speeds.gpu, arithmetic=arithmetic, constants=self.speeds.constants)
+        return self._devices[arithmetic]
+
 
 def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> float:
     """What a step waits for because something rests in host memory or on disk."""
+    if (layout.offload_optimizer, layout.offload_parameters) == ("none", "none") and layout.checkpointing != "offload":
+        return 0.0
     constants, pcie = speeds.constants, speeds.links.pcie_gbs * 1e9 * speeds.constants.pcie_share
     share = max(one.num_adapter if load.adapter else one.num_params for one in _shares(load, layout))
     owned, size = share / layout.shards, BYTES[layout.precision]
@@ -151,9 +159,10 @@ def _shares(load: Load, layout: Layout) -> tuple[Share, ...]:
     return shares_of(load.shape, load.kind, load.adapter, tp=layout.tp, pp=layout.pp)
 
 
-def _rollout_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds, rollout: Rollout) -> dict[str, float]:
+def _rollout_seconds(
+    load: Load, layout: Layout, work: Work, speeds: Speeds, rollout: Rollout, device: Device
+) -> dict[str, float]:
     """Seconds of sampling and scoring that fall on one optimizer step."""
-    device = Device(gpu=speeds.gpu, arithmetic=layout.precision, constants=speeds.constants)
     rows = rollout.prompts / layout.dp
     together = min(rows, SAMPLED_MICRO_BATCHES * layout.micro_batch)
     shape, size = load.shape, BYTES[layout.precision]

@@ -8,6 +8,7 @@ parameters once a step; ZeRO 3 gathers parameters twice and scatters gradients o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from launcher.plan.cost.constants import Constants
@@ -17,7 +18,7 @@ from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.work import Work, element_bytes
 from launcher.plan.gpus import Gpu
 from launcher.plan.parameters import block_sizes, vocabulary_parameters
-from launcher.plan.shape import block_linears
+from launcher.plan.shape import ModelShape, block_linears
 
 PARTS = ("compute", "attention", "elementwise", "loss", "launch", "communication", "bubble", "optimizer")
 
@@ -31,9 +32,8 @@ class StepTime:
     sent: dict[str, float]
 
 
-def kernels_of(work: Work, gpu: Gpu, *, stack: Stack, constants: Constants) -> tuple[Block, float]:
+def kernels_of(work: Work, device: Device, *, stack: Stack) -> tuple[Block, float]:
     """Seconds of one block and of the head with the loss. Layouts that differ only in replicas or stages share them."""
-    device = Device(gpu=gpu, arithmetic=work.arithmetic, constants=constants)
     return block_seconds(work, device, stack), head_seconds(work, device)
 
 
@@ -47,7 +47,9 @@ def step_time(
     kernels: tuple[Block, float] | None = None,
 ) -> StepTime:
     """Seconds of one optimizer step of all its micro-batches. `kernels`: where they are known already."""
-    block, head = kernels or kernels_of(work, gpu, stack=stack, constants=constants)
+    if kernels is None:
+        kernels = kernels_of(work, Device(gpu=gpu, arithmetic=work.arithmetic, constants=constants), stack=stack)
+    block, head = kernels
     tensor = _tensor_seconds(work, links, stack, constants)
     layer = block.forward.total_s + block.backward.total_s + block.recompute.total_s + tensor
     layers, stage = _slowest_stage(work, layer, head)
@@ -117,21 +119,23 @@ def _hop_seconds(work: Work, links: Links, stack: Stack, constants: Constants) -
     return sent / split / links.hop(work.world, constants) + gathered / links.neighbours(work.tp, constants)
 
 
-def _parameters(work: Work) -> tuple[float, float]:
+@lru_cache(maxsize=1024)
+def _parameters(shape: ModelShape, tp: int, pp: int) -> tuple[float, float]:
     """Of the model, and of the fullest rank before ZeRO."""
-    shape, ends = work.shape, vocabulary_parameters(work.shape)
-    blocks = sum(block_sizes(shape))
-    of_rank = blocks / work.pp + ends * (1 if work.pp > 1 or shape.tied else 2)
-    return blocks + ends * (1 if shape.tied else 2), of_rank / work.tp
+    blocks, ends = sum(block_sizes(shape)), vocabulary_parameters(shape)
+    of_rank = blocks / pp + ends * (1 if pp > 1 or shape.tied else 2)
+    return blocks + ends * (1 if shape.tied else 2), of_rank / tp
 
 
 def _trained_share(work: Work) -> float:
     """Trained parameters / parameters."""
-    if work.trained == "all":
-        return 1.0
-    linears = block_linears(work.shape)
-    adapter = work.adapter_rank * sum(linear.inputs + linear.outputs for linear in linears)
-    return adapter / sum(linear.num_weights for linear in linears)
+    return 1.0 if work.trained == "all" else _adapter_share(work.shape, work.adapter_rank)
+
+
+@lru_cache(maxsize=1024)
+def _adapter_share(shape: ModelShape, rank: int) -> float:
+    linears = block_linears(shape)
+    return rank * sum(linear.inputs + linear.outputs for linear in linears) / sum(linear.num_weights for linear in linears)
 
 
 def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, *, pass_s: float) -> float:
@@ -139,7 +143,7 @@ def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, 
     shards = work.shards
     if shards == 1:
         return 0.0
-    whole, of_rank = _parameters(work)
+    whole, of_rank = _parameters(work.shape, work.tp, work.pp)
     bandwidth = links.strided(shards, stride=work.tp, constants=constants)
     around = (shards - 1) / shards
     if work.zero == 3:
@@ -173,6 +177,6 @@ def _sharded_seconds(
 
 def _optimizer_seconds(work: Work, gpu: Gpu, constants: Constants) -> float:
     """Adam is bound by memory: it reads and writes its states, the master weights and the gradients of the rank's share."""
-    _, of_rank = _parameters(work)
+    _, of_rank = _parameters(work.shape, work.tp, work.pp)
     owned = of_rank * _trained_share(work) / (work.shards if work.zero else 1)
     return constants.optimizer_bytes * owned / (0.7 * gpu.memory_gbs * 1e9) + constants.step_s

@@ -204,7 +204,7 @@ def test_tensor_ranks_share_matrices_logits_and_what_lies_inside_a_block(load, l
 
 
 def logits(load, layout):
-    return loss_parts(load, layout, shares_of(load.shape, load.kind, load.adapter, tp=1, pp=1)[0])["logits"]
+    return loss_parts(load, layout, shares_of(load.shape, load.kind, load.adapter, tp=1, pp=1)[0], block=0.0)["logits"]
 
 
 def test_logits_exist_for_one_tile_of_tokens_at_a_time(load, layout):
