@@ -1,10 +1,10 @@
-"""What a rank holds while it trains, counted as storage of tensors; and the plan for the same layout.
+"""What a rank holds while it trains, counted as storage of tensors; and one table of cases for the run and for its plan.
 
     counts = run_ranks(train_and_count, run, "sft", world=2)    # Held of each rank, from the stage's own code
     case = Case(model="llama", zero=2, precision="bf16")
-    run, planned = make_case(world, case), planned_states(case)
+    run, load, layout = make_case(world, case, shape), case.load(shape), case.layout()
 
-A storage counts once, however many tensors look into it. Other stages than the one that trains count none of this.
+A storage counts once, however many tensors look into it.
 """
 
 from __future__ import annotations
@@ -242,7 +242,8 @@ class Case:
         words += [f"accum{self.accum}"] if self.accum > 1 else []
         words += [self.kind] if self.kind != "pretrain" else []
         words += ["full"] if self.checkpointing == "full" else []
-        return " ".join(words + (["lora"] if self.adapter else []))
+        words += ["lora"] if self.adapter else []
+        return " ".join(words + (["dropout"] if self.adapter and "dropout" in self.adapter else []))
 
 
 def write_models(folder: Path, models: dict[str, Model]) -> None:
