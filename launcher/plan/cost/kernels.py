@@ -40,9 +40,16 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
+    """Its passes, and the sums over them: every layout with this block asks for those."""
+
     forward: Pass
     backward: Pass
     recompute: Pass
+    matrix_s: float
+    attention_s: float
+    element_s: float
+    waiting_s: float  # for the host's launches
+    total_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +146,20 @@ def block_seconds(work: Work, device: Device, stack: Stack) -> Block:
         "operations": one(forward / 2, 0.0, elements, 0.0),
     }
     back = 2.0 if work.trained == "all" else 1.2
+    return _block(ahead, one(backward, attention_back, BACKWARD * elements, back * launch), again[work.recomputes])
+
+
+def _block(*passes: Pass) -> Block:
+    forward, backward, recompute = passes
     return Block(
-        forward=ahead,
-        backward=one(backward, attention_back, BACKWARD * elements, back * launch),
-        recompute=again[work.recomputes],
+        forward=forward,
+        backward=backward,
+        recompute=recompute,
+        matrix_s=sum(one.matrix_s for one in passes),
+        attention_s=sum(one.attention_s for one in passes),
+        element_s=sum(one.element_s for one in passes),
+        waiting_s=sum(one.total_s - one.device_s for one in passes),
+        total_s=sum(one.total_s for one in passes),
     )
 
 

@@ -51,7 +51,7 @@ def step_time(
         kernels = kernels_of(work, Device(gpu=gpu, arithmetic=work.arithmetic, constants=constants), stack=stack)
     block, head = kernels
     tensor = _tensor_seconds(work, links, stack, constants)
-    layer = block.forward.total_s + block.backward.total_s + block.recompute.total_s + tensor
+    layer = block.total_s + tensor
     layers, stage = _slowest_stage(work, layer, head)
     micro = work.micro_batches
     hop = _hop_seconds(work, links, stack, constants)
@@ -62,14 +62,13 @@ def step_time(
     data = _data_seconds(work, links, stack, constants, pass_s=computed / micro)
     optimizer = _optimizer_seconds(work, gpu, constants)
     step = computed + bubble + hops + data + optimizer
-    passes = (block.forward, block.backward, block.recompute)
     counted = micro * layers
     sent = {"tensor": counted * tensor, "pipeline": hops, "data": data}
     parts = {
-        "compute": counted * sum(one.matrix_s for one in passes),
-        "attention": counted * sum(one.attention_s for one in passes),
-        "elementwise": counted * sum(one.element_s for one in passes),
-        "launch": counted * sum(one.total_s - one.device_s for one in passes) + micro * instructions,
+        "compute": counted * block.matrix_s,
+        "attention": counted * block.attention_s,
+        "elementwise": counted * block.element_s,
+        "launch": counted * block.waiting_s + micro * instructions,
         "loss": computed - micro * instructions - counted * layer,
         "communication": sum(sent.values()),
         "bubble": bubble,
