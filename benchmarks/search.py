@@ -36,7 +36,7 @@ SLOTS, NODES = 8, 512
 CHAIN = ("pretrain", "sft", "reward", "dpo", "ppo")
 CASES = {  # model, tokens of a row, rows of a step, stages
     "10k": ("meta-llama/Llama-3.1-70B", 512, 4096 * 720, ("pretrain", "sft")),
-    "100k": ("meta-llama/Llama-3.1-8B", 64, 4096 * 25_200, CHAIN),
+    "100k": ("meta-llama/Llama-3.1-8B", 64, 4096 * 110_880, CHAIN),
 }
 
 

@@ -8,9 +8,11 @@ hands on. Under a pipeline every stage is worked out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import erf, log, sqrt
+from operator import attrgetter
+from typing import Any
 
 from launcher.plan.activations import (
     block_inputs_bytes,
@@ -62,7 +64,7 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int, scale: float = 1.
 
     `scale`: measured / predicted peaks of finished runs.
     """
-    ranks = _held(load, replace(layout, micro_batch=1, grad_accum=min(2, layout.grad_accum), checkpointing="none"))
+    ranks = _held(load, layout.grad_accum > 1, _at_rest(layout))
     parts = max((_rank_parts(load, layout, held) for held in ranks), key=lambda parts: sum(parts.values()))
     if scale != 1.0:
         parts["calibration"] = round((scale - 1) * sum(parts.values()))
@@ -75,6 +77,11 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int, scale: float = 1.
         host_peak_bytes=round(max(_host_bytes(load, layout, held) for held in ranks)),
         disk_bytes=None,
     )
+
+
+_ROWS = ("micro_batch", "grad_accum", "checkpointing")
+_AT_REST = tuple(field.name for field in fields(Layout) if field.name not in _ROWS)
+_at_rest = attrgetter(*_AT_REST)  # quicker than making a Layout without rows: it is done for each candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +108,10 @@ class Held:
 
 
 @lru_cache(maxsize=4096)
-def _held(load: Load, layout: Layout) -> tuple[Held, ...]:
-    """Of the ranks one of which is the fullest. Of the number of micro-batches only matters whether there are several."""
+def _held(load: Load, several: bool, at_rest: tuple[Any, ...]) -> tuple[Held, ...]:
+    """Of the ranks one of which is the fullest. `several`: micro-batches, whose number does not matter otherwise."""
+    rest = dict(zip(_AT_REST, at_rest, strict=True))
+    layout = Layout(micro_batch=1, grad_accum=2 if several else 1, checkpointing="none", **rest)
     shares = _fullest(shares_of(load.shape, load.kind, load.adapter, tp=layout.tp, pp=layout.pp))
     return tuple(_held_of_rank(load, layout, share) for share in shares)
 
