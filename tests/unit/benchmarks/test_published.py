@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from planner import DATA, Scored, exceeds, score_all, summary
+from planner import DATA, Scored, exceeds, main, score_all, summary
 from published.peaks import PeakConstants, kept_bytes
 from published.rows import PEAK, Point, Skipped, point_of, read_points
 from published.table import Row, read_rows
@@ -49,6 +49,15 @@ def test_with_whole_sources_held_out_the_model_is_no_further_off_than_its_limit(
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_shipped_constants_keep_the_same_limits(name: str, published, scored) -> None:
     assert summary(scored, published[1])[name] <= LIMITS[name]
+
+
+def test_points_prints_these_figures(published, scored, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["planner.py", "--points", str(DATA), "--json"])
+    main()
+    printed = json.loads(capsys.readouterr().out)
+    told = summary(scored, published[1])
+    assert {name: printed[name] for name in told} == told
+    assert printed["held_out"] is False
 
 
 def test_the_result_on_record_is_of_these_rows(published) -> None:
