@@ -32,12 +32,12 @@ from launcher.spec.model import Lora
 from launcher.spec.places import Places
 from launcher.units import GIB
 
-FEW = settings(max_examples=60, deadline=None, derandomize=True)
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
 MODELS = {name: shape_from_config(config, file=name) for name, config in KNOWN_CONFIGS.items()}
 DENSE = [name for name, shape in MODELS.items() if not shape.experts]
 KINDS = ("pretrain", "sft", "reward", "dpo", "ppo")
 DATA = {"source": "python-docs", "max_tokens": 256}
-SEEDS = range(30)
+SEEDS = range(20)
 PADDING = 1.001
 
 
