@@ -40,11 +40,12 @@ MIDDLE = Case(model="36m", tokens=256, micro=4, rows="rows256")
 LARGE = Case(model="97m", tokens=128, micro=4, rows="rows128")
 LORA = {"rank": 16}
 HELD = [
-    replace(SMALL, dp=2, zero=1, precision="bf16"),
+    replace(SMALL, dp=2, zero=1),
     replace(SMALL, dp=2, zero=3),
     replace(SMALL, pp=2, zero=1, accum=3),
 ]
 HELD_MORE = [
+    replace(SMALL, dp=2, zero=1, precision="bf16"),  # what a CPU without bf16 products adds differs between CPUs
     *(replace(MIDDLE, dp=2, zero=zero) for zero in (0, 1, 2, 3)),
     *(replace(MIDDLE, dp=2, zero=zero, precision="bf16", accum=2) for zero in (1, 2, 3)),
     replace(MIDDLE, dp=2, zero=1, checkpointing="full"),
