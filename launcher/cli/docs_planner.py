@@ -42,7 +42,7 @@ sizes, Adam on the host. `<runs>/calibration/<device>.json` keeps the figures an
 the model of time tells the measured seconds; a plan for the same device takes them instead of the catalogue's and says so
 (`speeds by measured:<file>`). Of a GPU only what the hardware does is replaced, how the software uses it stays as fitted. Of
 CPU ranks, for which nothing is published, the software's part is measured too; they serve to check the plan against real runs
-where there is no GPU (`benchmarks/cpu_plan.py`, docs/lab-log.md).
+where there is no GPU (`benchmarks/cpu_plan.py`).
 
 When a stage has finished, its usual step (the median behind the first three) and its largest peak are compared with what
 the plan says for rows as long as they were. `<runs>/calibration/scales.json` keeps measured / predicted of each device and
