@@ -22,7 +22,7 @@ def comparison_reasons(found: Found) -> list[Reason]:
     ranks = "" if same else f" on {second.fit.ground.world} ranks"
     text = f"next best is {second.text()}{ranks}: {short_seconds_text(second.seconds)} a step ({more:+.0%}), {least}"
     reasons.append(Reason(code="next.best", text=text))
-    if same and abs(more) < ERROR:
+    if same and abs(more) < ERROR and found.objective != "memory":
         text = (
             f"{more:+.0%} is below the {ERROR:.0%} by which a prediction is off: a run of some steps of each would tell"
             f" (`parallel: {_parallel_text(second)}` for the other)"

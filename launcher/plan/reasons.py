@@ -11,11 +11,22 @@ from launcher.plan.layout import sums_in_fp32
 from launcher.plan.legality.rule import Case, Spot
 from launcher.plan.load import Load
 from launcher.plan.plan import Precision, Reason
-from launcher.plan.search import Found
+from launcher.plan.search import Found, Objective
 from launcher.plan.share import pipeline_split
 from launcher.spec.data import DEFAULT_MAX_TOKENS
 from launcher.spec.stages import Stage
 from launcher.units import bytes_text, count_text
+
+_BEST: dict[Objective, str] = {
+    "speed": "fastest plan that fits",
+    "cost": "cheapest plan that fits",
+    "memory": "smallest plan that is quick enough",
+}
+_NOTHING: dict[Objective, str] = {
+    "speed": "nothing faster fits",
+    "cost": "nothing cheaper fits",
+    "memory": "nothing smaller is quick enough",
+}
 
 
 def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -> tuple[Reason, ...]:
@@ -25,10 +36,10 @@ def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -
         _world(case, fit.ground),
         *_degrees(spot, load, found),
         _zero(spot, found),
-        *_offload(spot, fit),
+        *_offload(spot, found),
         _precision(case, fit.ground),
-        _checkpointing(spot, fit),
-        _batch(case, stage, load, fit),
+        _checkpointing(spot, found),
+        _batch(case, stage, load, found),
         *_sums(fit),
         _max_tokens(case, stage),
         _checkpoints(stage, checkpoint_every),
@@ -70,7 +81,7 @@ def _degrees(spot: Spot, load: Load, found: Found) -> list[Reason]:
     named = " x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
     replicas = f"{ground.dp} {'replicas' if ground.dp > 1 else 'replica'} of {replica} ranks"
     if spot.asked.searches:
-        reasons = [Reason(code="degrees.fastest", text=f"{named} is the fastest of all degrees that fit: {replicas}")]
+        reasons = [Reason(code="degrees.fastest", text=f"{named} is in the {_BEST[found.objective]}: {replicas}")]
     else:
         reasons = [Reason(code="degrees.asked", text=f"{named} as parallel asks: {replicas}")]
     if ground.sp > 1:
@@ -118,16 +129,16 @@ def _zero(spot: Spot, found: Found) -> Reason:
         return Reason(code="zero.1_costs_nothing", text=text)
     if found.chosen.time is None:
         return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
-    return Reason(code="zero.fastest", text=f"ZeRO-{zero} is in the fastest plan that fits: {need}")
+    return Reason(code="zero.fastest", text=f"ZeRO-{zero} is in the {_BEST[found.objective]}: {need}")
 
 
-def _offload(spot: Spot, fit: Fit) -> list[Reason]:
-    rung, asked = fit.rung, spot.asked.optimizer is not None
+def _offload(spot: Spot, found: Found) -> list[Reason]:
+    rung, asked = found.chosen.fit.rung, spot.asked.optimizer is not None
     places = {"optimizer": rung.offload_optimizer, "parameters": rung.offload_parameters}
     offloaded = [f"{name} on {'the CPU' if place == 'cpu' else 'NVMe'}" for name, place in places.items() if place != "none"]
     if not offloaded:
         return []
-    why = "as parallel.offload asks" if asked else "nothing faster fits; each step waits for the host's memory"
+    why = "as parallel.offload asks" if asked else f"{_NOTHING[found.objective]}; each step waits for the host's memory"
     return [Reason(code="offload.asked" if asked else "offload.needed", text=f"{' and '.join(offloaded)}: {why}")]
 
 
@@ -143,18 +154,19 @@ def _precision(case: Case, ground: Ground) -> Reason:
     return Reason(code=f"precision.{precision}", text=f"{precision}: {why}")
 
 
-def _checkpointing(spot: Spot, fit: Fit) -> Reason:
-    kept = fit.layout.checkpointing
+def _checkpointing(spot: Spot, found: Found) -> Reason:
+    kept = found.chosen.layout.checkpointing
     if spot.asked.checkpointing:
         return Reason(code="checkpointing.asked", text=f"activation checkpointing {kept} as asked")
     if kept == "none":
         return Reason(code="checkpointing.not_needed", text="activations fit without recomputing them")
-    text = "activations are recomputed, a third more compute: nothing faster fits"
+    text = f"activations are recomputed, a third more compute: {_NOTHING[found.objective]}"
     return Reason(code="checkpointing.saves_memory", text=text)
 
 
-def _batch(case: Case, stage: Stage, load: Load, fit: Fit) -> Reason:
-    ground, micro, accum = fit.ground, fit.layout.micro_batch, fit.layout.grad_accum
+def _batch(case: Case, stage: Stage, load: Load, found: Found) -> Reason:
+    ground, layout = found.chosen.fit.ground, found.chosen.layout
+    micro, accum = layout.micro_batch, layout.grad_accum
     text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load)} a step"
     if batch_of(case.job, stage).micro_seqs:
         return Reason(code="batch.asked", text=f"{text}, micro as asked")
@@ -167,7 +179,7 @@ def _batch(case: Case, stage: Stage, load: Load, fit: Fit) -> Reason:
         return Reason(code="batch.fills_the_pipeline", text=f"{text}: the largest micro-batch that keeps all stages busy")
     if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device] * ground.sp:
         return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
-    return Reason(code="batch.fastest", text=f"{text}: the micro-batch of the fastest plan that fits")
+    return Reason(code="batch.fastest", text=f"{text}: the micro-batch of the {_BEST[found.objective]}")
 
 
 def _sums(fit: Fit) -> list[Reason]:

@@ -73,10 +73,11 @@ class Candidate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     chosen: Candidate
-    runner_up: Candidate | None  # the best of another family: other degrees or another rung
+    runner_up: Candidate | None  # taken if there were no plan of the chosen one's family: other degrees or another rung
     front: tuple[Option, ...]
     rejected: tuple[Rejected, ...]
     judged: int
+    objective: Objective
 
 
 def plan_text(ground: Ground, rung: Rung, micro: int | None = None) -> str:
@@ -113,17 +114,17 @@ def search(
                 text = plan_text(ground, rung, least.layout.micro_batch)
                 rejected.append(Rejected(plan=text, code="E210", text=short_of(least)))
     if not safe:
-        return _tight(tight, rejected, judged)
+        return _tight(tight, rejected, judged, objective)
     chosen = _best(safe, objective)
-    families = _families(safe, objective)
-    others = [one for one in families if _family(one) != _family(chosen)]
-    slower = [Rejected(plan=one.text(), code="slower", text=_behind(one, chosen)) for one in others]
+    others = [one for one in safe if _family(one) != _family(chosen)]
+    slower = [Rejected(plan=one.text(), code="slower", text=_behind(one, chosen)) for one in _families(others, objective)]
     return Found(
         chosen=chosen,
-        runner_up=others[0] if others else None,
+        runner_up=_best(others, objective) if others else None,
         front=_front(safe),
         rejected=(*slower, *merged(rejected)),
         judged=judged,
+        objective=objective,
     )
 
 
@@ -147,7 +148,7 @@ def _family(one: Candidate) -> tuple[object, ...]:
 
 
 def _families(found: Sequence[Candidate], objective: Objective) -> list[Candidate]:
-    """The best of each family, best first."""
+    """The best of each family, quickest first; the one of the fewest GPU seconds first where those count."""
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for one in found:
         groups.setdefault(_family(one), []).append(one)
@@ -178,13 +179,13 @@ def _option(one: Candidate) -> Option:
     return Option(plan=one.text(), world=world, step_s=one.seconds, peak_bytes=memory.peak_bytes, p_fit=memory.p_fit or 0.0)
 
 
-def _tight(tight: Sequence[Candidate], rejected: Sequence[Rejected], judged: int) -> Found | None:
+def _tight(tight: Sequence[Candidate], rejected: Sequence[Rejected], judged: int, objective: Objective) -> Found | None:
     """Where nothing is safe: what fits with the greatest probability."""
     if not tight:
         return None
     chosen = max(tight, key=lambda one: (one.fit.memory.p_fit or 0, one.plainness))
     rest = merged([item for item in rejected if item.plan != chosen.text()])
-    return Found(chosen=chosen, runner_up=None, front=(), rejected=rest, judged=judged)
+    return Found(chosen=chosen, runner_up=None, front=(), rejected=rest, judged=judged, objective=objective)
 
 
 def merged(rejected: Sequence[Rejected]) -> tuple[Rejected, ...]:

@@ -188,6 +188,27 @@ def test_the_runner_up_is_of_another_family(load, searched, gpu, tokens):
 
 
 @each_job
+def test_the_runner_up_under_objective_memory_is_what_it_would_take_without_the_chosen_family(load, searched, gpu, tokens):
+    found, safe = searched(replace(load, row_tokens=tokens), gpu=gpu, objective="memory")
+    chosen, second = found.chosen.fit, found.runner_up
+    others = [one for one in safe if (one.fit.rung, one.fit.ground) != (chosen.rung, chosen.ground)]
+    quickest = min(one.seconds for one in others)
+    assert peak(second) == min(peak(one) for one in others if one.seconds <= ROOM * quickest)
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"), [("speed", "nothing faster fits"), ("memory", "nothing smaller is quick enough")]
+)
+def test_the_reasons_name_what_was_chosen_by(make_job, plan, llama, objective, words):
+    job, tight = make_job(SOURCE | {"objective": objective}), away_machine("a100-40gb", slots=8)
+    stage = only(plan(job, machine=tight, shape=llama))
+    told = {reason.code: reason.text for reason in stage.reasons}
+    assert told["checkpointing.saves_memory"].endswith(words)
+    assert "next.best" in told
+    assert not (objective == "memory" and "next.too_close" in told)
+
+
+@each_job
 def test_the_pareto_front_is_exactly_what_no_other_candidate_beats_in_both(load, searched, gpu, tokens):
     found, safe = searched(replace(load, row_tokens=tokens), gpu=gpu)
     front = [(option.step_s, option.peak_bytes) for option in found.front]
