@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.machine import used_bytes
 from launcher.rundir.folder import RunDir, read_json
 from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob
@@ -10,7 +11,6 @@ from launcher.spec.places import Places
 from launcher.supervise import preflight
 from launcher.supervise.chain import Chain, Ending
 from launcher.supervise.create import Planned, write_run
-from launcher.supervise.host import used_bytes
 from launcher.supervise.journal import Journal
 from launcher.supervise.lock import controlling
 from launcher.supervise.stop import StopFlag, listening

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from launcher.backends.registry import load_hub
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, GpuFact, catalogue_name, find_gpus
+from launcher.hosts.machine import free_disk_bytes, total_memory_bytes, usable_cores
+from launcher.hosts.networks import network_gbs
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape, shape_from_config, shape_of_new
 from launcher.rundir.folder import read_json
 from launcher.spec.job import ClusterSpec, JobSpec
 from launcher.spec.model import NewTokenizer
-from launcher.supervise.gpus import BF16_SINCE, FP16_SINCE, GpuFact, catalogue_name, find_gpus
-from launcher.supervise.host import free_disk_bytes, total_memory_bytes, usable_cores
 from launcher.supervise.hostfile import local_slots
-from launcher.supervise.networks import network_gbs
 
 MOST_CPU_RANKS_BY_DEFAULT = 2
 

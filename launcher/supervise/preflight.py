@@ -17,12 +17,12 @@ from pathlib import Path
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.gpus import find_gpus
+from launcher.hosts.machine import free_memory_bytes
 from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import JobSpec
-from launcher.supervise.gpus import find_gpus
-from launcher.supervise.host import free_memory_bytes
 from launcher.units import bytes_text
 
 PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")

@@ -17,9 +17,9 @@ from pathlib import Path
 from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, end_processes, start
+from launcher.hosts.machine import free_disk_bytes
 from launcher.rundir.folder import RunDir, read_json
 from launcher.supervise.evidence import Evidence, Told, blamed_rank, problem_from
-from launcher.supervise.host import free_disk_bytes
 from launcher.supervise.ranks import RankTable
 from launcher.supervise.stop import StopFlag
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import LauncherError
+from launcher.hosts.gpus import GpuFact
 from launcher.plan.make import make_plan
 from launcher.rundir.folder import read_json
 from launcher.spec.load import open_job_text
 from launcher.supervise import preflight
 from launcher.supervise.facts import detect_machine, find_shape
-from launcher.supervise.gpus import GpuFact
 from launcher.units import GIB
 
 JOB = """
