@@ -38,7 +38,7 @@ def missing(*programs: str) -> str:
     packages = sorted({package for program in (*EVERY_CLUSTER, *programs) if (package := _lacks(program))})
     if packages:
         return f"missing here: {' '.join(packages)}; get it by: apt-get install --no-install-recommends {' '.join(packages)}"
-    return _refused()
+    return refused()
 
 
 def _lacks(program: str) -> str | None:
@@ -49,7 +49,7 @@ def _lacks(program: str) -> str | None:
 
 
 @functools.cache
-def _refused() -> str:
+def refused() -> str:
     """What a try says: rights and kernel, for namespaces, mounts, bridges and cables."""
     if os.geteuid() != 0:
         return "missing here: root, to make namespaces (on a machine of your own: sudo make test-cluster)"

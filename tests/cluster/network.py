@@ -52,3 +52,12 @@ def drop(match: str) -> str:
             f"add rule inet fault lost {match} drop",
         ]
     )
+
+
+DROP_NOTHING = "add table inet fault\ndelete table inet fault\n"
+FULL_SPEED = ("qdisc", "replace", "dev", "eth0", "root", "noqueue")
+
+
+def slow_down(kbit: int) -> list[str]:
+    """For `tc` in a host: what it sends is held to this speed. There is no netem in many kernels, so no delay and no loss."""
+    return ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", f"{kbit}kbit", "burst", "32kb", "latency", "400ms"]
