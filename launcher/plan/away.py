@@ -7,11 +7,11 @@ said about it. `run` uses the machine as it is and refuses another GPU than the 
 from __future__ import annotations
 
 from launcher.errors import LauncherError, Problem
-from launcher.plan.gpus import GPUS, Gpu, gpu_named
+from launcher.plan.gpus import GPUS, Gpu, fp32_ratios, gpu_named
 from launcher.plan.legality.model import untrained
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape
-from launcher.spec.gpu import GpuSpec
+from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.job import ClusterSpec
 from launcher.spec.wording import nearest
 from launcher.units import GIB
@@ -62,20 +62,22 @@ def named_gpu(gpu: str | GpuSpec) -> Gpu:
     """The catalogue's entry, or one of the numbers that the job gives. LauncherError E216 for a name nobody knows."""
     if isinstance(gpu, str):
         return _gpu(gpu)
+    generation = gpu.generation or "unknown"
     return Gpu(
         name=gpu.name,
-        generation="ampere",
+        generation=generation,
         usable_gib=gpu.memory_gib,
         tflops_16bit=gpu.tflops,
         memory_gbs=gpu.memory_gbs,
         nvlink_gbs=gpu.nvlink_gbs,
-        nvlink_gpus=gpu.nvlink_gpus if gpu.nvlink_gbs else 1,
+        nvlink_gpus=gpu.nvlink_gpus or 1,
         pcie_gbs=gpu.pcie_gbs,
         nic_gbs=gpu.nic_gbs,
         multiprocessors=gpu.multiprocessors,
         watts=gpu.watts,
         usd_per_hour=gpu.usd_per_hour,
-        bf16=gpu.bf16,
+        bf16=generation not in WITHOUT_BF16 if gpu.bf16 is None else gpu.bf16,
+        **fp32_ratios(generation),
     )
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from launcher.spec.gpu import WITHOUT_BF16, GpuGeneration
 from launcher.units import GIB
 
-Generation = Literal[
-    "volta", "turing", "ampere", "ampere_pcie", "ada", "hopper", "hopper_pcie", "blackwell", "blackwell_ultra", "cdna3", "cpu"
-]
+Generation = GpuGeneration | Literal["unknown", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,7 @@ _FP32: dict[Generation, tuple[float, float]] = {  # plain fp32 and TF32 over 16 
     "blackwell": (1 / 28, 1 / 2),
     "blackwell_ultra": (1 / 28, 1 / 2),
     "cdna3": (1 / 8, 1 / 2),
+    "unknown": (1 / 28, 1 / 2),  # the smallest that a GPU with bf16 has
 }
 _RATIOS: dict[Generation, tuple[float, float]] = {  # peaks in 8 and in 4 bit over the one in 16 bit
     "ada": (2, 1),
@@ -109,12 +109,17 @@ def _gpu(row: tuple[str, Generation, float, float, float, float, int, float, flo
         multiprocessors=multiprocessors,
         watts=watts,
         usd_per_hour=usd,
-        bf16=generation not in ("volta", "turing"),
+        bf16=generation not in WITHOUT_BF16,
         fp8_ratio=fp8_ratio,
         fp4_ratio=fp4_ratio,
-        fp32_ratio=_FP32[generation][0],
-        tf32_ratio=_FP32[generation][1],
+        **fp32_ratios(generation),
     )
+
+
+def fp32_ratios(generation: Generation) -> dict[str, float]:
+    """Fields of Gpu: the peaks of plain fp32 and of TF32 over the one in 16 bit."""
+    fp32, tf32 = _FP32[generation]
+    return {"fp32_ratio": fp32, "tf32_ratio": tf32}
 
 
 GPUS: dict[str, Gpu] = {row[0]: _gpu(row) for row in _ROWS}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec, Shape
+from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewModel, NewTokenizer
 from launcher.spec.places import FieldPath, Finding
@@ -129,6 +130,23 @@ def one_count_of_slots(job: JobSpec) -> Iterator[Finding]:
         yield Finding(code="E109", path=path, what=what, hint="keep one of the two", also=(("cluster", "hostfile"),))
 
 
+def numbers_of_a_gpu_agree(job: JobSpec) -> Iterator[Finding]:
+    gpu, path = job.cluster.gpu, ("cluster", "gpu")
+    if not isinstance(gpu, GpuSpec):
+        return
+    gbs, gpus = (*path, "nvlink_gbs"), (*path, "nvlink_gpus")
+    if gpu.nvlink_gpus and not gpu.nvlink_gbs:
+        what = "has no effect: without nvlink_gbs peers are reached over PCIe"
+        yield Finding(code="E115", path=gpus, what=what, hint="add `nvlink_gbs: 450`, or remove it", also=(gbs,))
+    if gpu.nvlink_gbs and not gpu.nvlink_gpus:
+        what = "is missing: nvlink_gbs does not say how many GPUs it joins"
+        yield Finding(code="E107", path=gpus, what=what, hint="add `nvlink_gpus: 8`, or remove nvlink_gbs", also=(gbs,))
+    if gpu.bf16 and gpu.generation in WITHOUT_BF16:
+        what = f"true beside generation {gpu.generation}, which has no bf16"
+        also = ((*path, "generation"),)
+        yield Finding(code="E109", path=(*path, "bf16"), what=what, hint="remove one of the two", also=also)
+
+
 def environment_is_harmless(job: JobSpec) -> Iterator[Finding]:
     for name in job.cluster.env:
         path = ("cluster", "env", name)
@@ -209,6 +227,7 @@ FIELD_RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     adapter_fits,
     heads_divide,
     one_count_of_slots,
+    numbers_of_a_gpu_agree,
     environment_is_harmless,
 )
 STAGE_FIELD_RULES: tuple[Callable[[JobSpec, Stage, FieldPath], Iterator[Finding]], ...] = (

@@ -23,6 +23,7 @@ class Constants:
     matrix_blackwell: float = 0.6542
     matrix_blackwell_ultra: float = 0.7901
     matrix_cdna3: float = 0.48
+    matrix_unknown: float = 0.62  # a GPU given by its numbers: eight of the ten above reach it
     matrix_cpu: float = 1.0  # the peak of a CPU is the speed that calibration measured
     half_depth: float = 483  # inner size at which a product reaches half of that, on a device of 108 multiprocessors
     fp8_gain: float = 1.76  # of the 2 that the peak promises

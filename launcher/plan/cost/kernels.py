@@ -17,6 +17,8 @@ from launcher.plan.gpus import Gpu
 
 TILE_ROWS, TILE_COLUMNS = 128, 256  # of the products of large matrices
 LAUNCH_S = 4e-6
+# Flash 1 and 2 were not written for them; a GPU given by its numbers may be one.
+NEWER_THAN_FLASH_2 = frozenset({"hopper", "hopper_pcie", "blackwell", "blackwell_ultra", "unknown"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +199,7 @@ def _attention(work: Work, device: Device) -> tuple[float, float]:
         softmax = constants.softmax_passes * 2 * scores * shape.heads / device.memory_bytes_s
         return 4 * scores * width / speed + softmax, 8 * scores * width / speed + 1.3 * softmax
     share: float = getattr(constants, work.attention)
-    if work.attention != "cudnn" and device.gpu.generation in ("hopper", "hopper_pcie", "blackwell", "blackwell_ultra"):
+    if work.attention != "cudnn" and device.gpu.generation in NEWER_THAN_FLASH_2:
         share *= constants.older_kernel
     speed = peak * share * (1.0 if shape.head_dim >= 128 else 0.8)
     return 2 * scores * width / speed, 5 * scores * width / (speed * constants.backward_attention)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from launcher.errors import LauncherError
 from launcher.plan.away import away_machine, named_gpu, refuse_other_machine
+from launcher.plan.cost.constants import PUBLISHED
+from launcher.plan.cost.of_stage import Clock
 from launcher.plan.cost.rates import catalogue_rates
 from launcher.plan.gpus import GPUS, gpu_named
-from launcher.spec.gpu import GpuSpec
+from launcher.plan.ladder import UNPINNED, Ground, Rung, layout_of
+from launcher.plan.load import Load
+from launcher.spec.gpu import GpuGeneration, GpuSpec
 from launcher.spec.job import ClusterSpec
 from launcher.units import GIB
 
@@ -84,6 +89,38 @@ def test_a_gpu_that_is_in_no_catalogue_is_planned_for_by_its_numbers():
     assert rates.gpu is not None
     assert rates.gpu.tflops_16bit == 4000
     assert catalogue_rates(machine).gpu is None  # without its numbers no time is told
+
+
+NUMBERS = {"memory_gib": 80, "tflops": 312, "memory_gbs": 2039}
+
+
+def test_a_gpu_of_a_named_generation_is_as_fast_as_the_catalogues():
+    told = NUMBERS | {"generation": "ampere", "nvlink_gbs": 300, "nvlink_gpus": 8, "nic_gbs": 25, "memory_gib": 79.2}
+    gpu, known = named_gpu(GpuSpec.model_validate(told)), GPUS["a100-80gb"]
+    assert replace(gpu, name=known.name, usd_per_hour=known.usd_per_hour) == known
+
+
+def step_s(generation, precision, shape):
+    numbers = GpuSpec.model_validate(NUMBERS | {"generation": generation})
+    machine = away_machine(numbers, slots=1)
+    load = Load(shape=shape, kind="sft", adapter=None, quantized=False, eager=False, row_tokens=1024, answer_tokens=0)
+    ground = Ground(machine=machine, dp=1, precision=precision, global_batch=8)
+    layout = layout_of(ground, Rung(zero=1, checkpointing="none"), 8, UNPINNED)
+    return Clock(load, catalogue_rates(machine, gpu=named_gpu(numbers)).speeds(machine)).time(layout).step_s
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_gpu_of_no_named_generation_is_taken_for_a_slow_one(llama, precision):
+    unknown = step_s(None, precision, llama)
+    assert {one for one in get_args(GpuGeneration) if step_s(one, precision, llama) > unknown} <= {"turing", "cdna3"}
+
+
+def test_every_generation_has_its_numbers():
+    for generation in get_args(GpuGeneration):
+        gpu = named_gpu(GpuSpec.model_validate(NUMBERS | {"generation": generation}))
+        assert gpu.bf16 is (generation not in ("volta", "turing"))
+        assert 0 < PUBLISHED.matrix(generation) < 1
+        assert 0 < gpu.fp32_ratio <= gpu.tf32_ratio
 
 
 def test_what_the_machine_tells_of_its_links_goes_before_the_catalogue(gpus):
