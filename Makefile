@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-gpu check goldens docs bench clean
+.PHONY: help install demo test test-matrix test-cluster test-gpu check goldens docs bench clean
 
 help:
 	@echo "make demo      train the embedded default through all five stages (minutes on two cores)"
 	@echo "make test      all tests"
 	@echo "make test-matrix  every layout against plain PyTorch, and its memory against the plan (half an hour on two cores)"
+	@echo "make test-cluster  tests on hosts made of Linux namespaces: ssh, faults, SLURM; root on Linux, skipped loudly elsewhere"
 	@echo "make check     linters, types, import contracts and the tests that need no torch (under a minute)"
 	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
 	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"
@@ -37,6 +38,9 @@ test-matrix: $(READY)
 	EQUAL_RUNS=benchmarks/results/equal_runs.json $(BIN)/python -m pytest -q -m '' tests/stages/equal_runs tests/stages/test_continued.py
 	$(BIN)/python -m pytest -q -m '' tests/stages/test_held_bytes.py tests/stages/test_planned_memory.py
 	$(BIN)/python -m launcher.cli.goldens
+
+test-cluster: $(READY)
+	$(BIN)/python -m pytest tests/cluster
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu

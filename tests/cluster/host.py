@@ -49,18 +49,23 @@ class Host:
             net = self.room.network_of(self.name)
             self.unshare = start_inside(self.room.pid, argv, cwd="/", env=ENVIRONMENT, net=net, **talk)
 
-    def wait_for_sshd(self) -> None:
-        """sshd goes to the background before it listens, so its end says nothing. The kernel knows; a login would cost more."""
+    def wait_until_booted(self) -> None:
+        assert self.unshare is not None
+        try:
+            self.wait_for_port(22)
+        except HostError as error:
+            raise HostError(f"{self.name} does not come up: {(self.folder / 'console.log').read_text()}") from error
+        self.pid = only_child(self.unshare.pid)
+
+    def wait_for_port(self, port: int) -> None:
+        """Daemons go to the background before they listen, so their end says nothing. The kernel knows."""
         assert self.unshare is not None
         listeners = Path(f"/proc/{self.unshare.pid}/net/tcp")
         until = time.monotonic() + WAIT_S
-        while not (self.up and _listens(listeners, 22)):
-            if not self.up:
-                raise HostError(f"{self.name} does not come up: {(self.folder / 'console.log').read_text()}")
-            if time.monotonic() > until:
-                raise HostError(f"sshd of {self.name} does not listen: {(self.folder / 'sshd.log').read_text()}")
+        while not _listens(listeners, port):
+            if not self.up or time.monotonic() > until:
+                raise HostError(f"nothing listens on port {port} of {self.name}, which is {'up' if self.up else 'down'}")
             time.sleep(0.005)
-        self.pid = only_child(self.unshare.pid)
 
     def start(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, **popen: Any) -> subprocess.Popen[str]:
         if not self.up:

@@ -58,7 +58,7 @@ def refused() -> str:
     done = subprocess.run(["unshare", *namespaces, "sh", "-c", script], capture_output=True, text=True, check=False)
     said = " ".join(done.stderr.split())
     return (
-        f"missing here: the right or the kernel for namespaces (in a container: --privileged): {said}"
+        f"missing here: rights (in a container: --privileged) or a kernel with namespaces, bridges and veth: {said}"
         if done.returncode
         else ""
     )

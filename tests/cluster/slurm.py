@@ -44,10 +44,13 @@ class Slurm:
         self._start(name, ["munged", "--force", *files, f"--seed-file={run}/seed", "--log-file=/var/log/munged.log"])
         if name == CONTROLLER:
             self._start(name, ["slurmctld"])
+            self.cluster.wait_for_port(name, 6817)
         if name in self.cluster.nodes:
             self._start(name, ["slurmd", "-N", name])
+            self.cluster.wait_for_port(name, 6818)
 
     def wait_until_idle(self, *names: str) -> None:
+        """Also to be called before a crash: a node that crashes while it ends a job stays `completing` for a minute."""
         until = time.monotonic() + WAIT_S
         while not set(names) <= set(self.idle()):
             if time.monotonic() > until:
@@ -56,8 +59,8 @@ class Slurm:
             time.sleep(0.05)
 
     def idle(self) -> list[str]:
-        done = self.cluster.run(CONTROLLER, ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"])
-        return done.stdout.split()
+        rows = self.cluster.run(CONTROLLER, ["sinfo", "--noheader", "--Node", "--format=%N %T"]).stdout.splitlines()
+        return [row.split()[0] for row in rows if row.split()[1] == "idle"]
 
     def _start(self, name: str, argv: Sequence[str]) -> None:
         self.cluster.out(name, argv, cwd="/")

@@ -94,7 +94,7 @@ class Cluster:
         for name in names:
             self._hosts[name].power_on(self._shm_size)
         for name in names:
-            self._hosts[name].wait_for_sshd()
+            self._hosts[name].wait_until_booted()
 
     def crash(self, name: str) -> None:
         """SIGKILL of everything in the host. Its kernel still refuses connections; for silence, cut the cable first."""
@@ -129,6 +129,10 @@ class Cluster:
     def out(self, name: str, argv: Sequence[str], **how: Any) -> str:
         """What a program that must succeed prints, without the last line end. HostError where it fails."""
         return must(self.run(name, argv, **how), where=name)
+
+    def wait_for_port(self, name: str, port: int) -> None:
+        """Until something in the host listens there."""
+        self._hosts[name].wait_for_port(port)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +225,7 @@ class Cluster:
     def start_sshd(self, name: str) -> None:
         host = self._hosts[name]
         self.out(name, host.sshd())
-        host.wait_for_sshd()
+        host.wait_for_port(22)
 
     def set_clock(self, name: str, ahead_s: float) -> None:
         """What is started in the host from now on, over ssh or by `run`, reads a clock that is so far ahead (or behind).
