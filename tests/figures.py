@@ -44,8 +44,32 @@ def figures_of(known: Known, *, precision: str, sizes: tuple[tuple[int, int, int
     passes, small = _passes(known, block), _passes(known, _work(precision, **dict(zip(_NAMES, tiny, strict=True))))
     loss = replace(block, shape=replace(block.shape, vocab=8192))
     device = Device(gpu=known.gpu, arithmetic=precision, constants=known.constants)
-    products_s = head_seconds(loss, replace(device, constants=replace(known.constants, loss_bytes=0.0)))
+    loss_s = head_seconds(loss, device) - head_seconds(
+        loss, replace(device, constants=replace(known.constants, loss_bytes=0.0))
+    )
     cpu = known.gpu.generation == "cpu"
+    blocks = (
+        BlockPass(
+            rows=2,
+            tokens=256,
+            hidden=512,
+            ffn=1408,
+            heads=8,
+            precision=precision,
+            seconds=passes.forward.total_s + passes.backward.total_s,
+            core_s=sum(one.matrix_s + one.attention_s for one in (passes.forward, passes.backward)),
+        ),
+        BlockPass(
+            rows=1,
+            tokens=8,
+            hidden=64,
+            ffn=64,
+            heads=1,
+            precision=precision,
+            seconds=3 * small.forward.launch_s,
+            core_s=small.forward.launch_s,
+        ),
+    )
     return Figures(
         device="cpu" if cpu else "Round GPU",
         multiprocessors=known.gpu.multiprocessors,
@@ -62,29 +86,8 @@ def figures_of(known: Known, *, precision: str, sizes: tuple[tuple[int, int, int
             forward_s=passes.forward.attention_s,
             backward_s=passes.backward.attention_s,
         ),
-        blocks=(
-            BlockPass(
-                rows=2,
-                tokens=256,
-                hidden=512,
-                ffn=1408,
-                heads=8,
-                precision=precision,
-                seconds=passes.forward.total_s + passes.backward.total_s,
-                core_s=sum(one.matrix_s + one.attention_s for one in (passes.forward, passes.backward)),
-            ),
-            BlockPass(
-                rows=1,
-                tokens=8,
-                hidden=64,
-                ffn=64,
-                heads=1,
-                precision=precision,
-                seconds=3 * small.forward.launch_s,
-                core_s=small.forward.launch_s,
-            ),
-        ),
-        loss=LossPass(tokens=512, vocab=8192, precision=precision, seconds=head_seconds(loss, device) - products_s),
+        blocks=blocks if cpu else (),
+        loss=LossPass(tokens=512, vocab=8192, precision=precision, seconds=loss_s) if cpu else None,
         memory=Moved(bytes=3 * 2**26, seconds=3 * 2**26 / device.memory_bytes_s),
         host_copies=None if cpu else _copies(known),
         collectives=_collectives(known) if known.world > 1 else (),
@@ -113,7 +116,7 @@ def _copies(known: Known) -> HostCopies:
 def _collectives(known: Known) -> tuple[Collective, ...]:
     """A ring of all ranks."""
     found = []
-    for size in (2**16, 2**22, 2**25):
+    for size in (2**16, 2**25):
         for kind in ("all_reduce", "all_gather"):
             one = Collective(kind=kind, bytes=size, seconds=0.0)
             found.append(replace(one, seconds=known.latency_s + one.sent(known.world) / (known.link_gbs * 1e9)))

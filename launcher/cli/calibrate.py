@@ -9,7 +9,7 @@ from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_j
 from launcher.errors import EXIT_DONE, EXIT_STOPPED
 from launcher.plan.explain import table
 from launcher.rundir.folder import read_json
-from launcher.spec.job import ClusterSpec
+from launcher.spec.cluster import ClusterSpec
 from launcher.supervise.facts import machine_here
 from launcher.supervise.measuring import Measured, measure_machine
 from launcher.supervise.stop import StopFlag, listening
@@ -51,12 +51,14 @@ def measured_text(measured: Measured) -> str:
     for one in figures.products:
         speed = f"{2 * one.rows * one.columns * one.inner / one.seconds / 1e12:.3g} TFLOPS"
         rows.append((f"product, {one.precision}", f"{one.rows} x {one.inner} x {one.columns}", _short(one.seconds), speed))
-    attention, block, loss = figures.attention, figures.blocks[0], figures.loss
+    attention, loss = figures.attention, figures.loss
     size = f"{attention.rows} x {attention.tokens} tokens, {attention.heads} heads of {attention.head_dim}"
     rows.append((f"attention, {attention.precision}", size, _short(attention.forward_s + attention.backward_s), ""))
-    size = f"{block.rows} x {block.tokens} tokens, {block.hidden} wide"
-    rows.append((f"a block, {block.precision}", size, _short(block.seconds), ""))
-    rows.append((f"the loss, {loss.precision}", f"{loss.tokens} tokens, {loss.vocab} entries", _short(loss.seconds), ""))
+    for block in figures.blocks[:1]:
+        size = f"{block.rows} x {block.tokens} tokens, {block.hidden} wide"
+        rows.append((f"a block, {block.precision}", size, _short(block.seconds), ""))
+    if loss is not None:
+        rows.append((f"the loss, {loss.precision}", f"{loss.tokens} tokens, {loss.vocab} entries", _short(loss.seconds), ""))
     moved = [("memory", figures.memory.bytes, figures.memory.seconds)]
     if figures.host_copies is not None:
         copies = figures.host_copies

@@ -36,9 +36,9 @@ predicted by constants that were fitted without it** (`benchmarks/published/fit.
 _CALIBRATION = """\
 ## Calibration
 
-`launcher calibrate` measures this machine with the ranks that a plan would use, all at once: large and skinny matrix products,
-attention forward and backward, one block of Llama, the loss, memory, copies to the GPU, all-reduce and all-gather at three
-sizes, Adam on the host. `<runs>/calibration/<device>.json` keeps the figures and the numbers that follow from them, by which
+`launcher calibrate` measures this machine with the ranks that a plan would use, all at once: large matrix products, attention
+forward and backward, memory, all-reduce and all-gather at two sizes, Adam on the host; on GPUs copies to them; on CPUs a block
+of Llama and the loss. `<runs>/calibration/<device>.json` keeps the figures and the numbers that follow from them, by which
 the model of time tells the measured seconds; a plan for the same device takes them instead of the catalogue's and says so
 (`speeds by measured:<file>`). Of a GPU only what the hardware does is replaced, how the software uses it stays as fitted. Of
 CPU ranks, for which nothing is published, the software's part is measured too; they serve to check the plan against real runs

@@ -1,8 +1,8 @@
 """The ranks of this machine -> seconds of what training consists of, on all of them at once. DO, collective.
 
-Products, attention, one whole block, the loss, memory, copies to the device, collectives and Adam. A figure is the median of
+Products, attention, memory, copies to the device, collectives, Adam; on CPUs a block and the loss too. A figure is the median of
 some repetitions on the slowest rank: ranks share memory, cores and links, as they do while they train. What the figures mean
-for a plan is worked out by the control side (launcher/plan/cost/calibration.py).
+for a plan is worked out by the control side (launcher/plan/cost/calibration.py), which reads every one of them.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ Figure = dict[str, object]
 class Sizes:
     """What is measured: large enough to show the device's speed, small enough for its memory and a minute."""
 
-    products: tuple[tuple[int, int, int], ...]  # rows, columns, inner; the last one is skinny
+    products: tuple[tuple[int, int, int], ...]  # rows, columns, inner
     attention: tuple[int, int, int, int]  # rows, tokens, heads, width of a head
-    block: tuple[int, int, int, int, int]  # rows, tokens, hidden, ffn, heads
-    loss: tuple[int, int]  # tokens, vocabulary
+    blocks: tuple[tuple[int, int, int, int, int], ...]  # rows, tokens, hidden, ffn, heads; none: the software's part is known
+    loss: tuple[int, int] | None  # tokens, vocabulary
     memory_bytes: int
     collectives: tuple[int, ...]  # bytes
     adam_parameters: int
 
 
+TINY_BLOCK = (1, 8, 64, 128, 2)  # hardly any work: what is left is the host's launching
 CPU = Sizes(
-    products=((512, 2048, 768), (512, 768, 2048), (2048, 768, 512), (16, 2048, 768)),
+    products=((512, 2048, 768), (512, 768, 2048), (2048, 768, 512)),
     attention=(2, 256, 8, 64),
-    block=(2, 256, 512, 1408, 8),
+    blocks=((2, 256, 512, 1408, 8), TINY_BLOCK),
     loss=(512, 8192),
     memory_bytes=64 * 2**20,
-    collectives=(2**16, 2**22, 2**25),
+    collectives=(2**16, 2**25),
     adam_parameters=2**22,
 )
 CUDA = Sizes(
-    products=((8192, 8192, 8192), (4096, 22016, 4096), (4096, 4096, 11008), (16, 22016, 4096)),
+    products=((8192, 8192, 8192), (4096, 22016, 4096), (4096, 4096, 11008)),
     attention=(4, 2048, 32, 128),
-    block=(2, 2048, 4096, 11008, 32),
-    loss=(4096, 32000),
+    blocks=(),
+    loss=None,
     memory_bytes=2**30,
-    collectives=(2**20, 2**26, 2**29),
+    collectives=(2**20, 2**29),
     adam_parameters=2**24,
 )
 SMALL = Sizes(
     products=((64, 64, 64), (8, 64, 64)),
     attention=(1, 16, 2, 16),
-    block=(1, 16, 32, 64, 2),
+    blocks=((1, 16, 32, 64, 2), TINY_BLOCK),
     loss=(16, 64),
     memory_bytes=2**16,
     collectives=(2**12, 2**14),
     adam_parameters=2**12,
 )
-TINY_BLOCK = (1, 8, 64, 128, 2)  # hardly any work: what is left is the host's launching
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Stopwatch:
         return float(told)
 
     def had_cores(self) -> float:
-        """Share of the cores that the slowest rank's work had: the rest went to other programs. Of work on the CPU only."""
+        """Share of the cores that the slowest rank's work has had: the rest went to other programs. Of work on the CPU only."""
         return min(1.0, 1 / self._slowest(self.wall_s * torch.get_num_threads() / self.cpu_s))
 
 
@@ -121,21 +121,23 @@ def measure(ranks: Ranks, sizes: Sizes, *, budget_s: float = BUDGET_S) -> dict[s
     low = "bf16" if not cuda or torch.cuda.is_bf16_supported() else "fp16"
     usual = low if cuda else "fp32"  # what a plan takes unless a job says otherwise
     torch.manual_seed(0)
-    products = [product(watch, size, precision) for precision in (low, "fp32") for size in sizes.products]
+    figures = {
+        "products": [product(watch, size, precision) for precision in (low, "fp32") for size in sizes.products],
+        "attention": attention(watch, sizes.attention, usual),
+        "blocks": [block(watch, size, usual) for size in sizes.blocks],
+        "loss": loss(watch, sizes.loss, usual) if sizes.loss else None,
+        "memory": addition(watch, sizes.memory_bytes),
+        "host_copies": host_copies(watch, sizes.memory_bytes // 4) if cuda else None,
+        "collectives": [one for size in sizes.collectives for one in collectives(watch, size, ranks)],
+        "adam": adam(watch, sizes.adam_parameters),
+    }
     return {
         "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
         "multiprocessors": torch.cuda.get_device_properties(ranks.device).multi_processor_count if cuda else 1,
         "threads": torch.get_num_threads(),
         "world": ranks.world,
         "had_cores": None if cuda else watch.had_cores(),
-        "products": products,
-        "attention": attention(watch, sizes.attention, usual),
-        "blocks": [block(watch, size, usual) for size in (sizes.block, TINY_BLOCK)],
-        "loss": loss(watch, sizes.loss, usual),
-        "memory": addition(watch, sizes.memory_bytes),
-        "host_copies": host_copies(watch, sizes.memory_bytes // 4) if cuda else None,
-        "collectives": [one for size in sizes.collectives for one in collectives(watch, size, ranks)],
-        "adam": adam(watch, sizes.adam_parameters),
+        **figures,
     }
 
 

@@ -33,10 +33,14 @@ def _measured(world: int) -> str:
     import torch
 
     from launcher.train.ranks import join, leave
-    from launcher.train.speed import SMALL, measure
+    from launcher.train.speed import SMALL, Stopwatch, measure
 
+    had_cores, asked = Stopwatch.had_cores, []
+    Stopwatch.had_cores = lambda watch: asked.append((watch, watch.wall_s)) or had_cores(watch)
     ranks = join("cpu", tf32=False)
     told = json.dumps(measure(ranks, SMALL, budget_s=0.005))
+    [(watch, wall_s)] = asked
+    assert 0 < wall_s == watch.wall_s, "something was timed after the share of the cores was told"
     assert ranks.world == world
     assert torch.is_grad_enabled()
     leave()
@@ -54,6 +58,7 @@ def figures(request: pytest.FixtureRequest) -> Figures:
 @pytest.mark.ranks
 def test_every_figure_is_a_time_and_the_links_are_measured_where_there_are_any(figures):
     seconds = [one.seconds for one in (*figures.products, *figures.blocks, *figures.collectives, figures.loss, figures.adam)]
+    assert len(figures.blocks) == 2
     assert min(seconds) > 0
     assert figures.attention.forward_s > 0
     assert bool(figures.collectives) == (figures.world > 1)

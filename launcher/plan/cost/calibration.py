@@ -127,8 +127,8 @@ def _fitted(start: float, seconds: float, predicted: Callable[[float], float]) -
 
 
 def _device_numbers(figures: Figures, gpu: Gpu, constants: Constants) -> dict[str, float]:
-    low = [one for one in figures.products if one.precision != "fp32"][:-1]
-    full = [one for one in figures.products if one.precision == "fp32"][:-1]
+    low = [one for one in figures.products if one.precision != "fp32"]
+    full = [one for one in figures.products if one.precision == "fp32"]
     tflops = median(_fitted(gpu.tflops_16bit, one.seconds - LAUNCH_S, _product(one, gpu, constants)) for one in low)
     faster = replace(gpu, tflops_16bit=tflops)
     ratio = median(_fitted(gpu.fp32_ratio, one.seconds - LAUNCH_S, _product(one, faster, constants)) for one in full)
@@ -190,6 +190,7 @@ def _line(small: Collective, large: Collective, world: int) -> tuple[float, floa
 
 def _software_numbers(figures: Figures, gpu: Gpu, constants: Constants) -> dict[str, float]:
     """Of a CPU, where nothing was published."""
+    assert figures.loss is not None, "a CPU measures its loss"
     usual, tiny = figures.blocks
     launch = tiny.seconds / 3  # forward one, backward two
     work = _block_work(usual)

@@ -92,10 +92,10 @@ class Figures:
     threads: int
     world: int
     had_cores: float | None  # share of its cores that the slowest rank had, the rest went to other programs; None on GPUs
-    products: tuple[Product, ...]  # the skinny one of each precision comes last
+    products: tuple[Product, ...]  # in 16 bit and in fp32
     attention: AttentionPass
-    blocks: tuple[BlockPass, ...]  # a usual one, and one so small that only its launching counts
-    loss: LossPass
+    blocks: tuple[BlockPass, ...]  # a usual one, and one so small that only its launching counts; none on GPUs
+    loss: LossPass | None  # None on GPUs
     memory: Moved
     host_copies: HostCopies | None
     collectives: tuple[Collective, ...]  # the smallest first; none with one rank
@@ -107,11 +107,11 @@ def figures_from(told: Mapping[str, object]) -> Figures:
     values = dict(told)
     try:
         many = {"products": Product, "blocks": BlockPass, "collectives": Collective}
-        one = {"attention": AttentionPass, "loss": LossPass, "memory": Moved, "adam": AdamStep}
+        one = {"attention": AttentionPass, "memory": Moved, "adam": AdamStep}
+        perhaps = {"loss": LossPass, "host_copies": HostCopies}
         values |= {name: tuple(_made(kind, each) for each in _list(values[name])) for name, kind in many.items()}
         values |= {name: _made(kind, values[name]) for name, kind in one.items()}
-        copies = values["host_copies"]
-        values["host_copies"] = None if copies is None else _made(HostCopies, copies)
+        values |= {name: None if values[name] is None else _made(kind, values[name]) for name, kind in perhaps.items()}
         return Figures(**values)  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not what the ranks write: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -15,8 +15,8 @@ from launcher.plan.gpus import GPUS
 from launcher.units import GIB
 from tests.figures import Known, as_told, figures_of
 
-CPU_SIZES = ((512, 2048, 768), (512, 768, 2048), (2048, 768, 512), (16, 2048, 768))
-GPU_SIZES = ((8192, 8192, 8192), (4096, 22016, 4096), (4096, 4096, 11008), (16, 22016, 4096))
+CPU_SIZES = ((512, 2048, 768), (512, 768, 2048), (2048, 768, 512))
+GPU_SIZES = ((8192, 8192, 8192), (4096, 22016, 4096), (4096, 4096, 11008))
 
 
 @pytest.fixture
@@ -73,6 +73,24 @@ def test_a_gpu_is_found_as_it_is_and_its_software_is_left_as_published(h100, gpu
     assert found.constants["flash2"] == pytest.approx(0.7, rel=5e-3)
     # eight ranks move 28 bytes for each parameter in 0.2 ns each
     assert found.constants["host_gbs"] == pytest.approx(8 * PUBLISHED.optimizer_bytes / 0.2, rel=1e-3)
+
+
+def slower(value):
+    """A figure, or several, with all their seconds four times as long."""
+    if isinstance(value, tuple):
+        return tuple(map(slower, value))
+    return replace(value, **{name: 4 * seconds for name, seconds in asdict(value).items() if name.endswith(("seconds", "_s"))})
+
+
+@pytest.mark.parametrize("name", ["products", "attention", "blocks", "loss", "memory", "host_copies", "collectives", "adam"])
+def test_no_figure_is_measured_for_nothing(h100, gpus, cores, cpu, name):
+    for known, machine, precision, sizes in ((cores, cpu, "fp32", CPU_SIZES), (h100, gpus, "bf16", GPU_SIZES)):
+        figures = figures_of(known, precision=precision, sizes=sizes)
+        if value := getattr(figures, name):
+            changed = replace(figures, **{name: slower(value)})
+            assert calibration_of(changed, machine, measured="then") != calibration_of(figures, machine, measured="then")
+        else:
+            assert (name, precision) in {("blocks", "bf16"), ("loss", "bf16"), ("host_copies", "fp32")}
 
 
 def test_mfu_still_counts_from_the_vendors_peak(h100, gpus):
