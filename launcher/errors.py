@@ -514,6 +514,31 @@ _code(
     remedy="Measure again with `launcher calibrate`, or remove the file.",
 )
 
+_code(
+    "E417",
+    title="host not reachable",
+    when="A host of the job does not answer over ssh, its name is not known, or it was silent for longer than its lease.",
+    remedy="Check the name, the network and sshd; `launcher doctor` looks at every host at once.",
+)
+_code(
+    "E418",
+    title="host key not known",
+    when="The key that a host shows is not in known_hosts, or is another one than there.",
+    remedy="Compare and add the key. A changed key of a host that was not set up anew is a warning to be taken seriously.",
+)
+_code(
+    "E419",
+    title="login refused",
+    when="A host does not accept the user or the key.",
+    remedy="Put your public key there, or name user and key for the host in ~/.ssh/config.",
+)
+_code(
+    "E420",
+    title="host has no such launcher",
+    when="Python or zerolaunch is missing on a host, or is of another version than here.",
+    remedy="Install the same version in the same place on every host, or name the Python in cluster.python.",
+)
+
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
     "E501",

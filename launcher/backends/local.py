@@ -62,8 +62,12 @@ def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: in
     """The ranks of one stage, under the `deepspeed` that stands beside this Python."""
     machine, world = plan.machine, plan.stage(stage).world
     argv = (*_ranks(machine, run, world, port), "train", str(run.path), stage)
-    env = _env(job.cluster.env, run, **OFFLINE, **_device_env(machine, world))
-    return LaunchRequest(stage=stage, argv=argv, env=env, world=world)
+    return LaunchRequest(stage=stage, argv=argv, env=rank_env(job, machine, run, ranks=world), world=world)
+
+
+def rank_env(job: JobSpec, machine: Machine, run: RunDir, *, ranks: int) -> tuple[tuple[str, str], ...]:
+    """What every rank of a stage finds in its environment. `ranks`: on its host."""
+    return _env(job.cluster.env, run, **OFFLINE, **_device_env(machine, ranks))
 
 
 def calibrate_request(machine: Machine, run: RunDir, *, port: int) -> LaunchRequest:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
+from launcher.backends.fleet_order import FleetOrder
 from launcher.backends.request import LaunchRequest
 from launcher.errors import LauncherError, Problem
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
+from launcher.spec.cluster import ClusterSpec
 from launcher.spec.job import JobSpec
 
-BACKENDS = {"local": "launcher.backends.local"}
+BACKENDS = {"local": "launcher.backends.local", "ssh": "launcher.backends.ssh"}
 _HUB = "launcher.backends.hub"
 _NVML = "pynvml"
 
@@ -32,6 +34,15 @@ class Backend(Protocol):
     def calibrate_request(self, machine: Machine, run: RunDir, *, port: int) -> LaunchRequest: ...
 
 
+@runtime_checkable
+class Fleets(Protocol):
+    """What a backend offers beside it that starts ranks on many hosts."""
+
+    def agent_argv(self, cluster: ClusterSpec, host: str) -> tuple[str, ...]: ...
+
+    def fleet_order(self, job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder: ...
+
+
 class Hub(Protocol):
     def fetch_json(self, model_id: str, name: str, revision: str | None) -> dict[str, object]: ...
 
@@ -40,7 +51,7 @@ def find_backend_problems(name: str) -> list[Problem]:
     """Empty where ranks can be started on this kind of cluster."""
     if name in BACKENDS:
         return []
-    hint = f"use backend: {_listed(list(BACKENDS))}, which starts ranks on this machine"
+    hint = "use backend: local, which starts ranks on this machine, or ssh, which starts them on the hosts of a hostfile"
     return [Problem(code="E401", where="cluster.backend", what=f"backend {name!r} is not built yet", hint=hint)]
 
 

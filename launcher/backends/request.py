@@ -17,6 +17,7 @@ class LaunchRequest:
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     world: int
+    grace_s: float = 5.0  # that it needs to end in order, once it is told to
 
     def shell_text(self) -> str:
         """One line for a POSIX shell that does the same without this program."""

@@ -12,7 +12,7 @@ from launcher.plan.legality.model import untrained
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape
 from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
-from launcher.spec.job import ClusterSpec
+from launcher.spec.cluster import ClusterSpec
 from launcher.spec.wording import nearest
 from launcher.units import GIB
 

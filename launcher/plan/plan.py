@@ -28,6 +28,7 @@ class Machine:
     fp16: bool
     devices: tuple[int, ...] = ()  # numbers of the GPUs that are meant, as the driver counts; empty on CPU
     nodes: int = 1
+    hosts: tuple[str, ...] = ()  # their names, where ranks are started over a network
     nvlink: bool | None = None  # whether all GPUs have links that are up; None: as the catalogue says
     pcie_gbs: float | None = None  # of the slowest GPU's slot; None: as the catalogue says
     network_gbs: float | None = None  # of all cards of a host together; None: as the catalogue says

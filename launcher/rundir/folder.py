@@ -92,6 +92,20 @@ class StageDir:
         """result.json: held-out figures before and after, counts, seconds, peak memory."""
         return self.path / "result.json"
 
+    @property
+    def hosts(self) -> Path:
+        """hosts.json: what each host of a fleet does, as it was last seen."""
+        return self.path / "hosts.json"
+
+    @property
+    def fleet_problem(self) -> Path:
+        """What the fleet says of hosts that it could not reach, or lost."""
+        return self.path / "problems" / "fleet.json"
+
+    def death(self, rank: int) -> Path:
+        """How a rank on another host ended, as that host saw it."""
+        return self.path / "deaths" / f"rank{rank}.json"
+
     def done(self, rank: int) -> Path:
         """The success marker of one rank: written as its very last act, holds the world size it saw."""
         return self.path / "done" / f"rank{rank}.json"

@@ -5,12 +5,11 @@ A field without effect is an error, never silence. A default never counts as sai
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
+from launcher.spec.cluster import findings as cluster_findings
 from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec, Shape
-from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewModel, NewTokenizer
 from launcher.spec.places import FieldPath, Finding
@@ -26,11 +25,7 @@ SHAPES_OF_KIND: dict[Kind, tuple[Shape, ...]] = {
     "ppo": ("prompts", "prompt_completion", "instruction", "messages", "preference"),
 }
 
-# Variables that make every process run foreign code or find foreign files.
-_TAKES_OVER = "LD_PRELOAD|LD_AUDIT|PYTHONSTARTUP|PYTHONHOME|PYTHONINSPECT|BASH_ENV|ENV|IFS|PERL5OPT|NODE_OPTIONS|PATH|GIT_SSH.*"
-_SECRET = "(?i).*(TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_?ID)?|.*_PAT"
 _CLASSIC_HEADS = ("gpt2", "gpt_neox", "opt")
-_NO_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
 
 
 def one_model(job: JobSpec) -> Iterator[Finding]:
@@ -123,42 +118,6 @@ def _kv_heads_fit(new: NewModel) -> Iterator[Finding]:
         yield Finding(code="E117", path=path, what=what, hint=hint, also=(("model", "new", "heads"),))
 
 
-def one_count_of_slots(job: JobSpec) -> Iterator[Finding]:
-    if job.cluster.hostfile and job.cluster.slots:
-        what = "slots and hostfile are both given, each says how many ranks there are"
-        path: FieldPath = ("cluster", "slots")
-        yield Finding(code="E109", path=path, what=what, hint="keep one of the two", also=(("cluster", "hostfile"),))
-
-
-def numbers_of_a_gpu_agree(job: JobSpec) -> Iterator[Finding]:
-    gpu, path = job.cluster.gpu, ("cluster", "gpu")
-    if not isinstance(gpu, GpuSpec):
-        return
-    gbs, gpus = (*path, "nvlink_gbs"), (*path, "nvlink_gpus")
-    if gpu.nvlink_gpus and not gpu.nvlink_gbs:
-        what = "has no effect: without nvlink_gbs peers are reached over PCIe"
-        yield Finding(code="E115", path=gpus, what=what, hint="add `nvlink_gbs: 450`, or remove it", also=(gbs,))
-    if gpu.nvlink_gbs and not gpu.nvlink_gpus:
-        what = "is missing: nvlink_gbs does not say how many GPUs it joins"
-        yield Finding(code="E107", path=gpus, what=what, hint="add `nvlink_gpus: 8`, or remove nvlink_gbs", also=(gbs,))
-    if gpu.bf16 and gpu.generation in WITHOUT_BF16:
-        what = f"true beside generation {gpu.generation}, which has no bf16"
-        also = ((*path, "generation"),)
-        yield Finding(code="E109", path=(*path, "bf16"), what=what, hint="remove one of the two", also=also)
-
-
-def environment_is_harmless(job: JobSpec) -> Iterator[Finding]:
-    for name in job.cluster.env:
-        path = ("cluster", "env", name)
-        if re.fullmatch(_TAKES_OVER, name):
-            what = "may not be set from a job file: it changes which code every process runs"
-            yield Finding(code="E118", path=path, what=what, hint="set it in the shell of the machine if it is needed")
-        elif re.fullmatch(_SECRET, name) and name not in _NO_SECRET:
-            what = "looks like a secret, and the run folder keeps the job file"
-            hint = f"remove it and run `export {name}=…` in the shell: ranks inherit it"
-            yield Finding(code="E118", path=path, what=what, hint=hint)
-
-
 def one_length(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[Finding]:
     if stage.steps is not None and stage.epochs is not None:
         what = "steps and epochs are both given"
@@ -220,15 +179,17 @@ def kl_control_works(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[Find
         yield Finding(code="E109", path=path, what=what, hint=f"use {stage.kl_stop / 10:g}", also=((*at, "kl_stop"),))
 
 
+def cluster_holds(job: JobSpec) -> Iterator[Finding]:
+    yield from cluster_findings(job.cluster)
+
+
 FIELD_RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (
     one_model,
     tokenizer_fits,
     revision_has_effect,
     adapter_fits,
     heads_divide,
-    one_count_of_slots,
-    numbers_of_a_gpu_agree,
-    environment_is_harmless,
+    cluster_holds,
 )
 STAGE_FIELD_RULES: tuple[Callable[[JobSpec, Stage, FieldPath], Iterator[Finding]], ...] = (
     one_length,

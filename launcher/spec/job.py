@@ -6,29 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.spec.base import Auto, Block, EnvName, Name, NotBool, Text
-from launcher.spec.gpu import GpuSpec
+from launcher.spec.base import Auto, Block, Name, NotBool
+from launcher.spec.cluster import ClusterSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ParallelSpec
 from launcher.spec.stages import BatchSpec, Stage
-
-
-class ClusterSpec(Block):
-    """Where the job runs."""
-
-    backend: Literal["local", "ssh", "slurm", "kubernetes", "mpi"] = Field("local", description="how ranks are started")
-    hostfile: Text | None = Field(None, description="DeepSpeed hostfile, `host slots=8` a line; local: this machine")
-    slots: Annotated[int | None, Auto] = Field(
-        None, ge=1, le=1024, description="ranks on this machine; None: its GPUs, or one CPU process for each core, at most 2"
-    )
-    nodes: int | None = Field(
-        None, ge=1, le=100_000, description="hosts, each with `slots` ranks, to plan away from the cluster; None: one"
-    )
-    gpu: Text | GpuSpec | None = Field(
-        None, description="GPU name of the catalogue, or its numbers, to plan away from the cluster"
-    )
-    prices: Text | None = Field(None, description="YAML file with prices, power and carbon; None: the catalogue's and means")
-    env: dict[EnvName, Text] = Field(default_factory=dict, description="environment of every rank; not for secrets")
 
 
 class JobSpec(Block):

@@ -23,7 +23,8 @@ _MAX_LOOKED_AT = 20_000
 
 def path_fields(raw: object) -> Iterator[FieldPath]:
     """Every field of a raw job file that may hold a local path."""
-    yield from (("model", "source"), ("model", "tokenizer"), ("cluster", "hostfile"), ("cluster", "prices"))
+    yield from (("model", "source"), ("model", "tokenizer"))
+    yield from (("cluster", name) for name in ("hostfile", "prices", "ssh_config"))
     stages = value_at(raw, ("stages",))
     for index in range(len(stages) if isinstance(stages, list) else 0):
         yield ("stages", index, "data", "source")
@@ -37,7 +38,7 @@ def resolve(raw: object, folder: Path) -> list[Finding]:
         text = value_at(raw, path)
         if not isinstance(text, str) or not text or text == PYTHON_DOCS or printable(text) != text:
             continue  # absent, or for the schema to refuse
-        local = local_path(text, folder, is_file=path[-1] in ("hostfile", "prices"))
+        local = local_path(text, folder, is_file=path[0] == "cluster")
         problem = _unusable(path, text, local) if local else _no_hub_id(text)
         if problem:
             what, hint = problem
@@ -89,8 +90,8 @@ def _unusable(field: FieldPath, text: str, path: Path) -> tuple[str, str] | None
 
 def _wrong_content(field: FieldPath, path: Path, *, is_folder: bool) -> tuple[str, str] | None:
     if field[0] == "cluster":
-        name = "hostfile" if field[1] == "hostfile" else "price file"
-        return ("is a folder", f"name the {name} in it") if is_folder else None
+        names = {"hostfile": "hostfile", "prices": "price file", "ssh_config": "ssh configuration"}
+        return ("is a folder", f"name the {names[str(field[1])]} in it") if is_folder else None
     if field[0] == "model":
         needed = ("config.json",) if field[1] == "source" else ("tokenizer.json", "tokenizer_config.json")
         if not is_folder:

@@ -15,6 +15,7 @@ from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Process, end_processes
 from launcher.dsconfig.order import stage_order
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.ports import free_port
 from launcher.rundir.folder import RunDir, read_json
 from launcher.rundir.inputs import parent_stages, stage_inputs
 from launcher.rundir.order import StageOrder
@@ -24,7 +25,7 @@ from launcher.supervise.create import Planned
 from launcher.supervise.feedback import feed_back
 from launcher.supervise.journal import Journal
 from launcher.supervise.policy import Decision, damage_problems, decide
-from launcher.supervise.preflight import free_port, record_versions
+from launcher.supervise.preflight import record_versions
 from launcher.supervise.progress import Progress
 from launcher.supervise.stop import StopFlag
 from launcher.supervise.verify import Verifier

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launcher.backends.registry import load_backend
+from launcher.backends.fleet_order import write_fleet_order
+from launcher.backends.registry import Fleets, load_backend
 from launcher.backends.request import LaunchRequest
 from launcher.dsconfig.order import stage_order
 from launcher.dsconfig.render import ds_config
@@ -71,6 +72,9 @@ def _write(run: RunDir, planned: Planned) -> None:
     for stage in planned.plan.stages:
         write_json(run.ds_config(stage.name), ds_config(planned.job, stage))
         write_order(run.order(stage.name), stage_order(planned.job, planned.plan, stage.name))
+    if isinstance(backend, Fleets):
+        for stage in planned.plan.stages:
+            write_fleet_order(run, backend.fleet_order(planned.job, planned.plan, run, stage.name))
     write_atomic(run.rendered / "hostfile", backend.hostfile_text(planned.plan.machine))
     write_atomic(run.rendered / "commands.sh", commands_text(run, planned))
     # Last, because a folder with job.json is a run: before it, a crash leaves nothing that anybody takes for one.

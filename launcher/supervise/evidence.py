@@ -6,34 +6,16 @@ exit code alone proves nothing: `deepspeed` exits 0 when its own child was kille
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.errors import CATALOGUE, Problem
+from launcher.hosts.ranks import Death
 
 SEEN_LATE_S = 2.0  # a death is noticed at the watch's next look, a word is dated by the rank itself
+FLEET = -1  # where a rank is named: not a rank, but what holds the connections to the hosts
 LOST_PEER = "E551"  # a rank's word that another one was gone: an effect, never the cause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
-    """A rank's process that ended without a marker. `wait_status` is None where nobody could read it in time."""
-
-    rank: int
-    seen_s: float
-    wait_status: int | None
-
-    @property
-    def signal_number(self) -> int | None:
-        known = self.wait_status is not None and os.WIFSIGNALED(self.wait_status)
-        return os.WTERMSIG(self.wait_status) if known and self.wait_status is not None else None
-
-    @property
-    def exit_code(self) -> int | None:
-        known = self.wait_status is not None and os.WIFEXITED(self.wait_status)
-        return os.WEXITSTATUS(self.wait_status) if known and self.wait_status is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +62,7 @@ def find_problems(evidence: Evidence) -> list[Problem]:
 def blamed_rank(evidence: Evidence) -> int | None:
     """The rank whose log tells most; None: the launcher's own."""
     cause = None if _succeeded(evidence) else _first_cause(evidence)
-    return cause.rank if cause is not None else None
+    return cause.rank if cause is not None and cause.rank != FLEET else None
 
 
 def _succeeded(evidence: Evidence) -> bool:

@@ -15,8 +15,10 @@ from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape, shape_from_config, shape_of_new
 from launcher.rundir.folder import read_json
-from launcher.spec.job import ClusterSpec, JobSpec
+from launcher.spec.cluster import ClusterSpec
+from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
+from launcher.supervise.clusters import remote_machine
 from launcher.supervise.hostfile import local_slots
 
 MOST_CPU_RANKS_BY_DEFAULT = 2
@@ -36,6 +38,8 @@ def machine_here(
 
     What a run has already written of its plan (`written_bytes`) counts as free.
     """
+    if cluster.backend != "local":
+        return remote_machine(cluster, runs_root=runs_root, written_bytes=written_bytes)
     gpus = find_gpus(environ)
     asked = asked_slots(cluster, num_gpus=len(gpus))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes

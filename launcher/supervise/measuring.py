@@ -14,6 +14,7 @@ from pathlib import Path
 from launcher.backends.registry import load_backend
 from launcher.backends.shell import end_processes
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.ports import free_port
 from launcher.plan.cost.calibration import Calibration, calibration_of
 from launcher.plan.cost.figures import Figures, figures_from
 from launcher.plan.plan import Machine
@@ -21,7 +22,7 @@ from launcher.rundir.folder import RunDir, read_json, write_atomic
 from launcher.supervise import evidence, watch
 from launcher.supervise.calibration import FOLDER, calibration_path, write_calibration
 from launcher.supervise.lock import controlling
-from launcher.supervise.preflight import free_port, package_problems, record_versions
+from launcher.supervise.preflight import package_problems, record_versions
 from launcher.supervise.stop import StopFlag
 
 STAGE = "calibrate"

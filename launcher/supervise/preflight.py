@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import random
 import shlex
 import socket
 import sys
@@ -26,8 +25,6 @@ from launcher.spec.job import JobSpec
 from launcher.units import bytes_text
 
 PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
-FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range from which the kernel gives outgoing connections their ports
-PORT_TRIES = 200
 
 
 def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
@@ -129,19 +126,6 @@ def _memory_problem(where: str, needed: int, free: int) -> Problem:
     what = f"the plan needs {bytes_text(needed)} at its peak, {bytes_text(free)} are free now"
     hint = "end what uses it, or plan smaller: fewer cluster.slots, a smaller batch.micro"
     return Problem(code="E409", where=where, what=what, hint=hint)
-
-
-def free_port() -> int:
-    """A port on which the ranks can meet: bound and given back. LauncherError E406 where none can be bound."""
-    for port in random.SystemRandom().sample(range(FIRST_PORT, LAST_PORT), PORT_TRIES):
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    what = f"none of {PORT_TRIES} ports between {FIRST_PORT} and {LAST_PORT} could be bound on 127.0.0.1"
-    raise LauncherError(Problem(code="E406", where="127.0.0.1", what=what, hint="end what holds them"))
 
 
 def record_versions(run: RunDir) -> None:

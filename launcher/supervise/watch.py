@@ -18,9 +18,9 @@ from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, end_processes, start
 from launcher.hosts.machine import free_disk_bytes
+from launcher.hosts.ranks import Death, RankTable
 from launcher.rundir.folder import RunDir, read_json
-from launcher.supervise.evidence import Evidence, Told, blamed_rank, problem_from
-from launcher.supervise.ranks import RankTable
+from launcher.supervise.evidence import FLEET, Evidence, Told, blamed_rank, problem_from
 from launcher.supervise.stop import StopFlag
 
 POLL_S = 0.2
@@ -40,6 +40,7 @@ class Files:
     markers: dict[int, Path]  # rank -> success marker
     problems: dict[int, Path]  # rank -> failure
     rank_logs: dict[int, Path] = field(default_factory=dict)  # empty for prepare, which has no ranks
+    deaths: dict[int, Path] = field(default_factory=dict)  # rank -> how it ended, as its own host saw it
 
 
 def prepare_files(run: RunDir) -> Files:
@@ -52,8 +53,9 @@ def stage_files(run: RunDir, stage: str, world: int) -> Files:
     return Files(
         log=folder.logs / "launcher.log",
         markers={rank: folder.done(rank) for rank in range(world)},
-        problems={rank: folder.problem(rank) for rank in range(world)},
+        problems={FLEET: folder.fleet_problem, **{rank: folder.problem(rank) for rank in range(world)}},
         rank_logs={rank: folder.rank_log(rank) for rank in range(world)},
+        deaths={rank: folder.death(rank) for rank in range(world)},
     )
 
 
@@ -78,7 +80,7 @@ def follow(
     try:
         early = _wait(child, ranks, files, stop, on_tick)
     finally:
-        found, alive = end_processes(token, grace_s=0.0 if stop.hard else TERM_GRACE_S, hurry=lambda: stop.hard)
+        found, alive = end_processes(token, grace_s=0.0 if stop.hard else request.grace_s, hurry=lambda: stop.hard)
         exit_code = _reap(child)
     evidence = Evidence(
         stage=request.stage,
@@ -86,7 +88,7 @@ def follow(
         exit_code=exit_code,
         worlds=(worlds := dict(_read_markers(files, request.world))),
         told=tuple(_read_words(files)),
-        deaths=tuple(death for rank, death in ranks.ended.items() if rank not in worlds),
+        deaths=tuple(death for rank, death in {**dict(_read_deaths(files)), **ranks.ended}.items() if rank not in worlds),
         ended_by_us=early,
         left_alive=0 if early else len(found),
         logs={rank: str(path) for rank, path in files.rank_logs.items()},
@@ -98,7 +100,7 @@ def follow(
 
 def clear_words(files: Files) -> None:
     """Forget markers and failures of earlier attempts: an old marker must never count for this one."""
-    for path in (*files.markers.values(), *files.problems.values()):
+    for path in (*files.markers.values(), *files.problems.values(), *files.deaths.values()):
         path.unlink(missing_ok=True)
 
 
@@ -157,6 +159,17 @@ def _read_words(files: Files) -> Iterator[Told]:
             continue
         if isinstance(problems, list) and problems:
             yield Told(rank=rank, seen_s=seen_s, problems=tuple(problem_from(problem) for problem in problems))
+
+
+def _read_deaths(files: Files) -> Iterator[tuple[int, Death]]:
+    for rank, path in files.deaths.items():
+        try:
+            told = read_json(path)
+            status = told["wait_status"]
+            death = Death(rank=rank, seen_s=float(str(told["t"])), wait_status=status if isinstance(status, int) else None)
+        except (OSError, ValueError, KeyError):
+            continue
+        yield rank, death
 
 
 def _with_last_lines(evidence: Evidence) -> Evidence:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -90,18 +89,6 @@ def test_a_folder_for_nvme_must_be_there_and_take_a_file(tmp_path):
     )
     missing.mkdir()
     assert preflight._nvme_problems(loaded.job, plan) == []
-
-
-def test_a_free_port_can_be_bound_and_a_taken_one_is_not_given(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(preflight, "FIRST_PORT", port)
-        monkeypatch.setattr(preflight, "LAST_PORT", port + 1)
-        monkeypatch.setattr(preflight, "PORT_TRIES", 1)
-        with pytest.raises(LauncherError, match="E406"):
-            preflight.free_port()
-    assert preflight.free_port() == port
 
 
 def test_versions_of_all_packages_are_recorded(run):

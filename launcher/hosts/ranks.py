@@ -6,13 +6,32 @@ tells the wait status. After it, only the log knows.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
 from launcher.backends.shell import Process, find_processes, read_stat
-from launcher.supervise.evidence import Death
 
 LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """A rank's process that ended without a marker. `wait_status` is None where nobody could read it in time."""
+
+    rank: int
+    seen_s: float
+    wait_status: int | None
+
+    @property
+    def signal_number(self) -> int | None:
+        known = self.wait_status is not None and os.WIFSIGNALED(self.wait_status)
+        return os.WTERMSIG(self.wait_status) if known and self.wait_status is not None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        known = self.wait_status is not None and os.WIFEXITED(self.wait_status)
+        return os.WEXITSTATUS(self.wait_status) if known and self.wait_status is not None else None
 
 
 @dataclass(slots=True)

@@ -1,0 +1,47 @@
+"""FleetOrder: what a fleet needs to start one stage on many hosts, as one file of the run folder. Pure but for the file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from launcher.rundir.folder import RunDir, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetOrder:
+    """One stage on its hosts. What starts an agent on each is text here, so that every kind of cluster has the same fleet."""
+
+    stage: str
+    hosts: tuple[str, ...]
+    slots: int  # ranks on each
+    agents: tuple[tuple[str, ...], ...]  # argv, one for each host
+    argv: tuple[str, ...]  # of launch.py on each host; {node}, {addr} and {port} are filled in there
+    env: dict[str, str]
+    secrets: tuple[str, ...]  # names; the values are taken from the fleet's own environment, and are in no file
+
+
+def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], run: RunDir, stage: str) -> tuple[str, ...]:
+    """DeepSpeed's program for one node, which starts a rank for each of `devices`."""
+    world_info = base64.urlsafe_b64encode(json.dumps({host: list(devices) for host in hosts}).encode()).decode()
+    launch = (python, "-u", "-P", "-m", "deepspeed.launcher.launch", f"--world_info={world_info}")
+    meeting = ("--node_rank={node}", "--master_addr={addr}", "--master_port={port}")
+    return (*launch, *meeting, "--no_local_rank", "--module", "launcher.stages", "train", str(run.path), stage)
+
+
+def fleet_path(run: RunDir, stage: str) -> Path:
+    return run.rendered / f"{stage}.fleet.json"
+
+
+def write_fleet_order(run: RunDir, order: FleetOrder) -> None:
+    write_json(fleet_path(run, order.stage), asdict(order))
+
+
+def read_fleet_order(run: RunDir, stage: str) -> FleetOrder:
+    """OSError, or ValueError where a field is missing or of another type: the folder was written by another version."""
+    return TypeAdapter(FleetOrder).validate_json(fleet_path(run, stage).read_bytes())

@@ -1,0 +1,226 @@
+"""All hosts of one stage, from one place: connects, waits until all are ready, starts them together, ends them together. DO.
+
+A program of its own beside the controller, as `deepspeed` is on one machine: its exit code and the ranks' markers are judged
+alike. What a host's connection does is written to hosts.json and events.jsonl. Killed, it leaves hosts whose lease runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.backends.fleet_order import FleetOrder, read_fleet_order
+from launcher.backends.request import TOKEN
+from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
+from launcher.hosts.link import Link
+from launcher.hosts.wire import Order
+from launcher.rundir.events import append_event
+from launcher.rundir.folder import RunDir, write_json
+
+GRACE_S = 5.0
+LAST_WORDS_S = 3.0  # from the first failure to the end of the others: they may still tell what they saw
+END_S = 20.0  # grace, SIGKILL and the way there; a host that has not told its end by then is left to its lease
+READY_S = 120.0
+TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(slots=True)
+class Host:
+    """What is known of one host. `state` is for readers of hosts.json."""
+
+    link: Link
+    state: str = "connecting"
+    ready: Mapping[str, object] | None = None
+    code: int | None = None
+    problem: Problem | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.code is not None or self.problem is not None
+
+    @property
+    def failed(self) -> bool:
+        return self.problem is not None or self.code not in (None, 0)
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The hosts of one attempt at one stage."""
+
+    run: RunDir
+    order: FleetOrder
+    hosts: list[Host]
+    stopping: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def lead(self) -> int:
+        """The exit code: 0 where every host's launcher ended with 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        following = [asyncio.create_task(self._follow(host)) for host in self.hosts]
+        try:
+            await self._until(lambda: all(host.ready or host.over for host in self.hosts), READY_S)
+            self._refuse_unready()
+            if self._may_go():
+                self._go()
+                await self._until(lambda: all(host.over for host in self.hosts) or any(host.failed for host in self.hosts))
+            await self._end()
+        finally:
+            for task in following:
+                task.cancel()
+        return self._exit_code()
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.changed.set()
+
+    async def _until(self, true, wait_s: float | None = None) -> None:  # type: ignore[no-untyped-def]
+        deadline_s = None if wait_s is None else time.monotonic() + wait_s
+        while not true() and not self.stopping:
+            self.changed.clear()
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), left_s)
+
+    # --- before the start ---
+
+    def _refuse_unready(self) -> None:
+        for host in self.hosts:
+            alive = host.ready.get("alive") if host.ready else None
+            if alive:
+                what = f"processes of an earlier attempt do not end there, not even by SIGKILL: {alive}"
+                hint = "a driver or a file system may hold them in the kernel; look at them with ps"
+                host.problem = Problem(code="E511", where=host.link.host, what=what, hint=hint)
+            elif host.ready is None and not host.over and not self.stopping:
+                what = f"did not get ready within {READY_S:.0f} s"
+                host.problem = Problem(code="E417", where=host.link.host, what=what, hint="see `launcher doctor`")
+
+    def _may_go(self) -> bool:
+        return not self.stopping and not any(host.over for host in self.hosts)
+
+    def _go(self) -> None:
+        """The ranks meet at the first host, on a port that it found free."""
+        first = self.hosts[0].ready
+        assert first is not None
+        say(f"ranks meet at {first['addr']}:{first['port']} of {self.hosts[0].link.host}")
+        for host in self.hosts:
+            host.link.say({"go": {"addr": first["addr"], "port": first["port"]}})
+
+    # --- at the end ---
+
+    async def _end(self) -> None:
+        """Every host is told to end, and has told that it did, or is lost."""
+        if all(host.over for host in self.hosts):
+            return
+        if not self.stopping:
+            await self._until(lambda: all(host.over for host in self.hosts), LAST_WORDS_S)
+        for host in self.hosts:
+            if not host.over:
+                host.link.say({"stop": GRACE_S})
+        deadline_s = time.monotonic() + END_S
+        while not all(host.over for host in self.hosts) and time.monotonic() < deadline_s:
+            self.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), 0.5)
+
+    def _exit_code(self) -> int:
+        problems = [host.problem for host in self.hosts if host.problem is not None]
+        if problems:
+            told = {"t": time.time(), "problems": [problem.as_dict() for problem in problems]}
+            write_json(self.run.stage(self.order.stage).fleet_problem, told)
+            return EXIT_CLUSTER
+        if self.stopping:
+            return TERMINATED
+        return next((host.code for host in self.hosts if host.code), EXIT_DONE)
+
+    # --- what the hosts tell ---
+
+    async def _follow(self, host: Host) -> None:
+        try:
+            async for message in host.link.messages():
+                self._take(host, message)
+                self.changed.set()
+        except LauncherError as error:
+            host.problem = error.problems[0]
+            self._change(host, "lost", what=host.problem.what)
+        self.changed.set()
+
+    def _take(self, host: Host, message: Mapping[str, object]) -> None:
+        match message["kind"]:
+            case "ready":
+                host.ready = message
+                self._change(host, "ready", left=message.get("left"))
+            case "started":
+                self._change(host, "running")
+            case "line":
+                say(f"[{host.link.host}] {message['text']}")
+            case "death":
+                self._note_death(host, message)
+            case "down":
+                self._change(host, "unreachable", what=message["what"])
+            case "up":
+                self._change(host, "running" if host.ready else "connecting")
+            case "lease.over":
+                self._change(host, "lease over")
+            case "ended":
+                host.code = int(str(message["code"]))
+                self._change(host, "ended", code=host.code)
+                if alive := message.get("alive"):
+                    what = f"process {', '.join(map(str, alive))} does not end, not even by SIGKILL"  # type: ignore[call-overload]
+                    host.problem = Problem(code="E511", where=host.link.host, what=what, hint="look at it with ps")
+
+    def _note_death(self, host: Host, message: Mapping[str, object]) -> None:
+        rank = int(str(message["rank"]))
+        told = {"t": message["t"], "wait_status": message["wait_status"], "host": host.link.host}
+        write_json(self.run.stage(self.order.stage).death(rank), told)
+
+    def _change(self, host: Host, state: str, **fields: object) -> None:
+        host.state = state
+        named = {"stage": self.order.stage, "host": host.link.host, **fields}
+        with suppress(OSError):  # a full disk does not end the ranks
+            append_event(self.run.events, f"host.{state.replace(' ', '_')}", **named)
+            states = {one.link.host: one.state for one in self.hosts}
+            write_json(self.run.stage(self.order.stage).hosts, {"t": time.time(), "hosts": states})
+
+
+def lead(path: Path, stage: str) -> int:
+    run = RunDir(path)
+    order = read_fleet_order(run, stage)
+    hidden = {name: os.environ[name] for name in order.secrets if name in os.environ}
+    attempt = secrets.token_hex(8)
+    hosts = [
+        Host(
+            Link(
+                argv=agent,
+                order=Order(
+                    token=str(path),
+                    attempt=attempt,
+                    host=name,
+                    node=node,
+                    slots=order.slots,
+                    argv=order.argv,
+                    env={**order.env, **hidden, TOKEN: str(path)},
+                    cwd=str(path),
+                    others=tuple(other for other in order.hosts if other != name),
+                ),
+            )
+        )
+        for node, (name, agent) in enumerate(zip(order.hosts, order.agents, strict=True))
+    ]
+    return asyncio.run(Fleet(run=run, order=order, hosts=hosts).lead())
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,166 @@
+"""Agent, keeper and link together, on this machine and without ssh: what an order does, and what a broken connection does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.backends.request import TOKEN
+from launcher.backends.shell import find_processes
+from launcher.errors import LauncherError
+from launcher.hosts.link import Link
+from launcher.hosts.room import room_of
+from launcher.hosts.wire import Order
+
+AGENT = (sys.executable, "-m", "launcher.hosts", "agent")
+VALUE = "a 'b' $HOME\n`id`"
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def order(tmp_path):
+    """An order for a script on this machine; whatever it started has ended afterwards."""
+
+    def of(script: str, *, lease_s: float = 20.0, attempt: str = "1", argv: tuple[str, ...] = ()) -> Order:
+        env = {TOKEN: str(tmp_path), "VALUE": VALUE}
+        start = argv or (sys.executable, "-S", "-c", script, "{node}", "{addr}", "{port}")
+        return Order(
+            token=str(tmp_path), attempt=attempt, host="here", node=0, slots=1, argv=start, env=env, cwd=str(tmp_path),
+            others=(), lease_s=lease_s,
+        )  # fmt: skip
+
+    yield of
+    for process in find_processes(str(tmp_path)):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_an_order_is_started_when_the_hosts_have_met_and_its_end_is_told(order, tmp_path):
+    script = "import os, sys; print(sys.argv[1:], repr(os.environ['VALUE'])); sys.exit(3)"
+    told = follow(Link(AGENT, order(script)))
+    assert [message["kind"] for message in told] == ["ready", "started", "line", "ended"]
+    assert told[2]["text"] == f"{['0', '10.0.0.1', str(told[0]['port'])]} {VALUE!r}"
+    assert told[-1]["code"] == 3
+    assert find_processes(str(tmp_path)) == []
+    wait_for(lambda: not room_of(str(tmp_path)).socket.exists())
+
+
+def test_a_program_that_is_not_there_is_a_problem(order):
+    with pytest.raises(LauncherError, match=r"E420.*/no/such/program: No such file"):
+        follow(Link(AGENT, order("", argv=("/no/such/program",), lease_s=1.0)))
+
+
+def test_a_broken_connection_ends_nothing_and_loses_nothing(order):
+    script = "import time\nfor number in range(12):\n    print(number, flush=True)\n    time.sleep(0.25)"
+
+    async def kill_the_connection(link: Link, message) -> None:
+        if message.get("text") in ("2", "6"):
+            link._pipe.process.kill()
+
+    told = follow(Link(AGENT, order(script)), then=kill_the_connection)
+    lines = [message["text"] for message in told if message["kind"] == "line"]
+    assert lines == [str(number) for number in range(12)]
+    assert [message["kind"] for message in told].count("down") == 2
+    assert told[-1] | {"n": 0} == {"n": 0, "kind": "ended", "code": 0, "asked": False, "left": 0, "alive": []}
+
+
+def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
+    script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']); " + SLEEP
+
+    async def stop(link: Link, message) -> None:
+        if message["kind"] == "started":
+            await asyncio.sleep(0.5)
+            link.say({"stop": 2.0})
+
+    told = follow(Link(AGENT, order(script)), then=stop)
+    assert (told[-1]["kind"], told[-1]["asked"], told[-1]["left"]) == ("ended", True, 2)
+    assert find_processes(str(tmp_path)) == []
+
+
+def test_without_a_controller_the_ranks_end_with_the_lease(order, tmp_path):
+    async def go_away(link: Link, message) -> None:
+        if message["kind"] == "started":
+            raise Gone
+
+    with pytest.raises(Gone):
+        follow(Link(AGENT, order(SLEEP, lease_s=2.0)), then=go_away)
+    assert find_processes(str(tmp_path))
+    wait_for(lambda: not find_processes(str(tmp_path)), 8)
+    wait_for(lambda: not room_of(str(tmp_path)).socket.exists(), 8)
+
+
+def test_another_attempt_ends_the_one_before_it_first(order, tmp_path):
+    async def go_away(link: Link, message) -> None:
+        if message["kind"] == "started":
+            raise Gone
+
+    with pytest.raises(Gone):
+        follow(Link(AGENT, order(SLEEP)), then=go_away)
+    [before] = find_processes(str(tmp_path))
+    told = follow(Link(AGENT, order("print('second')", attempt="2")))
+    assert [message.get("text") for message in told if message["kind"] == "line"] == ["second"]
+    assert before not in find_processes(str(tmp_path))
+
+
+def test_processes_of_a_keeper_that_was_killed_are_ended_first(order, tmp_path):
+    keeper: list[int] = []
+
+    async def kill_the_keeper(link: Link, message) -> None:
+        if message["kind"] == "started":
+            keeper.append(int(Path(f"/proc/{message['pid']}/stat").read_text().split()[3]))
+            os.kill(keeper[0], signal.SIGKILL)
+            raise Gone
+
+    with pytest.raises(Gone):
+        follow(Link(AGENT, order(SLEEP)), then=kill_the_keeper)
+    [orphan] = find_processes(str(tmp_path))
+    told = follow(Link(AGENT, order("print('second')", attempt="2")))
+    assert told[0]["left"] == [orphan.pid]
+    assert told[-1]["code"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (("sh", "-c", "echo 'ssh: connect to host here port 22: Connection refused' >&2; exit 255"), "E417"),
+        (("sh", "-c", "cat >/dev/null & echo Welcome to this host"), "E417"),
+        ((sys.executable, "-c", "import launcher.nothing"), "E420"),
+    ],
+)
+def test_a_host_that_cannot_be_reached_is_a_problem(order, argv, code):
+    with pytest.raises(LauncherError, match=code):
+        follow(Link(argv, order(SLEEP)))
+
+
+class Gone(Exception):
+    """The controller has vanished."""
+
+
+def follow(link: Link, *, then=None) -> list[dict[str, object]]:
+    """Everything that the host tells; it is told to go when it is ready."""
+
+    async def listen() -> list[dict[str, object]]:
+        told = []
+        async with contextlib.aclosing(link.messages()) as messages:
+            async for message in messages:
+                told.append(message)
+                if message["kind"] == "ready":
+                    link.say({"go": {"addr": "10.0.0.1", "port": message["port"]}})
+                if then is not None:
+                    await then(link, message)
+        return told
+
+    return asyncio.run(asyncio.wait_for(listen(), 40))
+
+
+def wait_for(true, seconds: float = 5.0) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
