@@ -137,6 +137,11 @@ def rollout_of(job: JobSpec, stage: Stage) -> int:
     return (stage.rollout or 2 * global_of(job, stage)) if isinstance(stage, Ppo) else 0
 
 
+def updates_of(job: JobSpec, stage: Stage) -> int:
+    """Optimizer steps of one step of the stage: a ppo iteration has several."""
+    return rollout_of(job, stage) // global_of(job, stage) * stage.ppo_epochs if isinstance(stage, Ppo) else 1
+
+
 def is_quantized(job: JobSpec, kind: str) -> bool:
     """nf4 holds for sft, reward and dpo. ppo trains its adapter on the merged, unquantized model it is handed."""
     return job.model.quantize is not None and kind in QUANTIZED_KINDS

@@ -35,7 +35,8 @@ def _binding(chosen: Candidate) -> Reason:
     """The largest part of the step and of the memory."""
     assert chosen.time is not None
     part, seconds = max(chosen.time.parts.items(), key=lambda item: item[1])
-    of_memory, size = max(chosen.fit.memory.parts.items(), key=lambda item: item[1])
+    counted = {name: size for name, size in chosen.fit.memory.parts.items() if name != "calibration"}
+    of_memory, size = max(counted.items(), key=lambda item: item[1])
     time = f"{part} takes {seconds / chosen.time.step_s:.0%} of a step"
     text = f"{time}; {of_memory.replace('_', ' ')}, {bytes_text(size)}, is the largest part of the peak"
     return Reason(code="bound.by", text=text)

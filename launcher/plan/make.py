@@ -20,6 +20,7 @@ from launcher.plan.asked import (
     parallel_of,
     precision_of,
     rollout_of,
+    updates_of,
 )
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.cost.of_stage import Clock, Rollout
@@ -121,8 +122,7 @@ def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
 def _rollout(job: JobSpec, stage: Stage) -> Rollout | None:
     if not isinstance(stage, Ppo):
         return None
-    prompts = rollout_of(job, stage)
-    return Rollout(prompts=prompts, steps=prompts // global_of(job, stage) * stage.ppo_epochs)
+    return Rollout(prompts=rollout_of(job, stage), steps=updates_of(job, stage))
 
 
 def _worlds(spot: Spot, rates: Rates) -> list[int]:
@@ -164,7 +164,9 @@ def _ground(spot: Spot, world: int, degrees: tuple[int, int, int], precision: Pr
 def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan:
     stage, fit = spot.stage, found.chosen.fit
     ground, layout = fit.ground, fit.layout
-    time, scale = time_told(load, stage, ground, found.chosen.time, rates), rates.scale(layout.precision)
+    num_steps = stage.steps * updates_of(spot.job, stage) if stage.steps else None
+    time = time_told(load, ground, found.chosen.time, rates, num_steps=num_steps)
+    scale = rates.scale(layout.precision)
     every = _checkpoint_every(stage, time.step_s if time else None)
     return StagePlan(
         name=stage.stage_name,

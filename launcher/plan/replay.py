@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from launcher.plan.cost.of_stage import Clock
 from launcher.plan.cost.rates import Rates
+from launcher.plan.ladder import Ground, Rung, layout_of
 from launcher.plan.layout import Layout
 from launcher.plan.make import load_of, pinned_of
 from launcher.plan.memory import memory_of
@@ -36,22 +37,20 @@ def replay(
 
 
 def _layout(job: JobSpec, stage: Stage, plan: StagePlan, machine: Machine) -> Layout:
-    pinned = pinned_of(job, stage)
-    return Layout(
+    """The one that was planned."""
+    ground = Ground(
+        machine=machine,
         dp=plan.dp,
         tp=plan.tp,
         pp=plan.pp,
         sp=plan.sp,
-        zero=plan.zero,
         precision=plan.precision,
+        global_batch=plan.global_batch,
+    )
+    rung = Rung(
+        zero=plan.zero,
         checkpointing=plan.checkpointing,
         offload_optimizer=plan.offload_optimizer,
         offload_parameters=plan.offload_parameters,
-        micro_batch=plan.micro_batch,
-        grad_accum=plan.grad_accum,
-        cuda=machine.device == "cuda",
-        hpz=pinned.hpz,
-        ratio=pinned.ratio,
-        quantized_weights=pinned.quantized_weights and plan.zero == 3,
-        quantized_gradients=pinned.quantized_gradients and plan.zero == 3,
     )
+    return layout_of(ground, rung, plan.micro_batch, pinned_of(job, stage))

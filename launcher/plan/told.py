@@ -14,20 +14,18 @@ from launcher.plan.ladder import Ground
 from launcher.plan.load import Load
 from launcher.plan.parameters import active_parameters, vocabulary_parameters
 from launcher.plan.plan import Cost, Time
-from launcher.spec.stages import Ppo, Stage
 
 LOW, HIGH = 0.92, 1.19  # true / predicted: the 10th and the 90th of a hundred published step times
 
 REFERENCE_PASS = 1 / 3  # of a training step: dpo scores its rows under the reference before the first one
 
 
-def time_told(load: Load, stage: Stage, ground: Ground, step: StepTime | None, rates: Rates) -> Time | None:
-    """None: the speed of the device is not known."""
+def time_told(load: Load, ground: Ground, step: StepTime | None, rates: Rates, *, num_steps: int | None) -> Time | None:
+    """None: the speed of the device is not known. `num_steps`: of the optimizer over the stage; None: told by epochs only."""
     if step is None or rates.gpu is None:
         return None
     tokens = ground.global_batch * load.sequences_per_row * load.row_tokens
     peak = rates.peak_flops * ground.world
-    steps = num_steps(stage, ground)
     return Time(
         step_s=step.step_s,
         parts=step.parts,
@@ -35,20 +33,10 @@ def time_told(load: Load, stage: Stage, ground: Ground, step: StepTime | None, r
         tokens_per_s=tokens / step.step_s,
         mfu=tokens * token_flops(load) / step.step_s / peak,
         mfu_causal=tokens * token_flops(load, causal=True) / step.step_s / peak,
-        total_s=steps * step.step_s * (1 + REFERENCE_PASS if load.kind == "dpo" else 1) if steps else None,
+        total_s=num_steps * step.step_s * (1 + REFERENCE_PASS if load.kind == "dpo" else 1) if num_steps else None,
         low_s=LOW * step.step_s,
         high_s=HIGH * step.step_s,
     )
-
-
-def num_steps(stage: Stage, ground: Ground) -> int | None:
-    """Optimizer steps of the stage; None: by epochs, which need the data. A ppo step is an iteration of several."""
-    if stage.steps is None:
-        return None
-    if isinstance(stage, Ppo):
-        rollout = stage.rollout or 2 * ground.global_batch
-        return stage.steps * stage.ppo_epochs * (rollout // ground.global_batch)
-    return stage.steps
 
 
 def token_flops(load: Load, *, causal: bool = False) -> float:

@@ -1,6 +1,6 @@
 """The ranks of this machine -> seconds of what training consists of, on all of them at once. DO, collective.
 
-Products, attention, memory, copies to the device, collectives, Adam; on CPUs a block and the loss too. A figure is the median of
+Products, attention, memory, copies to the device, collectives, Adam; on CPUs a block and the loss. A figure is the median of
 some repetitions on the slowest rank: ranks share memory, cores and links, as they do while they train. What the figures mean
 for a plan is worked out by the control side (launcher/plan/cost/calibration.py), which reads every one of them.
 """

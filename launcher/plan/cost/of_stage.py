@@ -89,7 +89,7 @@ class Clock:
     _devices: dict[str, Device] = field(default_factory=dict)  # by arithmetic
 
     def time(self, layout: Layout, *, host_ranks: int | None = None) -> StepTime:
-        """Seconds of one optimizer step, by part; ppo's share of sampling and scoring belongs to it.
+        """Seconds of one optimizer step, by part; ppo's share of sampling and scoring belongs to it. A scale is of every part.
 
         `host_ranks`: ranks that share a host, where they are not those of the speeds.
         """
@@ -108,7 +108,7 @@ class Clock:
             parts = {**parts, "critic": critic, **phases}
             step += critic + sum(phases.values())
         if self.scale != 1.0:
-            parts["calibration"] = (self.scale - 1) * step
+            parts = {name: self.scale * seconds for name, seconds in parts.items()}
         return StepTime(step_s=self.scale * step, parts=parts, sent=time.sent)
 
     def _step(self, work: Work) -> StepTime:

@@ -72,9 +72,12 @@ def test_parts_of_a_ppo_step_add_up_with_an_adapter_and_a_calibration_too(load, 
         assert sum(time.parts.values()) == pytest.approx(time.step_s)
 
 
-def test_a_calibration_scales_the_whole_step(load, layout, speeds):
-    plain, scaled = (Clock(load, speeds, scale=scale).time(layout).step_s for scale in (1.0, 1.3))
-    assert scaled == pytest.approx(1.3 * plain)
+@pytest.mark.parametrize("scale", [0.8, 1.3])
+def test_a_calibration_scales_the_whole_step_and_every_part_of_it(load, layout, speeds, scale):
+    """A part of its own would be negative where runs are faster than predicted, and the others more than all of it."""
+    plain, scaled = (Clock(load, speeds, scale=one).time(layout) for one in (1.0, scale))
+    assert scaled.step_s == pytest.approx(scale * plain.step_s)
+    assert scaled.parts == pytest.approx({name: scale * seconds for name, seconds in plain.parts.items()})
 
 
 def test_a_scale_of_few_runs_is_drawn_to_1():
