@@ -9,7 +9,7 @@ from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_j
 from launcher.errors import EXIT_DONE, EXIT_STOPPED
 from launcher.plan.explain import table
 from launcher.rundir.folder import read_json
-from launcher.spec.job import ClusterSpec
+from launcher.spec.cluster import ClusterSpec
 from launcher.supervise.facts import machine_here
 from launcher.supervise.measuring import Measured, measure_machine
 from launcher.supervise.stop import StopFlag, listening
