@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from launcher.backends.request import TOKEN
 
 MOST_WORDS = 16 * 2**10  # bytes of stderr that are kept, from its end
 END_S = 1.0
@@ -65,8 +68,9 @@ class Pipe:
 async def open_pipe(argv: Sequence[str], *, longest_line: int) -> Pipe:
     """OSError as exec raises it."""
     pipe = asyncio.subprocess.PIPE
+    env = {name: value for name, value in os.environ.items() if name != TOKEN}  # our end ends it, not that of the run
     process = await asyncio.create_subprocess_exec(
-        *argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=longest_line, start_new_session=True
+        *argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=longest_line, start_new_session=True, env=env
     )
     words = bytearray()
     return Pipe(process, words, asyncio.create_task(_listen(process, words)))

@@ -41,6 +41,7 @@ class Host:
     ready: Mapping[str, object] | None = None
     code: int | None = None
     problem: Problem | None = None
+    silence: str = ""  # why the connection is down, while it is
 
     @property
     def over(self) -> bool:
@@ -135,6 +136,11 @@ class Fleet:
                 await asyncio.wait_for(self.changed.wait(), 0.5)
 
     def _exit_code(self) -> int:
+        for host in self.hosts:
+            if host.silence and not host.over:
+                what = f"was lost: {host.silence}"
+                hint = "its ranks end by themselves when its lease is over; when it is back, resume"
+                host.problem = Problem(code="E417", where=host.link.host, what=what, hint=hint)
         problems = [host.problem for host in self.hosts if host.problem is not None]
         if problems:
             told = {"t": time.time(), "problems": [problem.as_dict() for problem in problems]}
@@ -168,8 +174,10 @@ class Fleet:
             case "death":
                 self._note_death(host, message)
             case "down":
-                self._change(host, "unreachable", what=message["what"])
+                host.silence = str(message["what"])
+                self._change(host, "unreachable", what=host.silence)
             case "up":
+                host.silence = ""
                 self._change(host, "running" if host.ready else "connecting")
             case "lease.over":
                 self._change(host, "lease over")

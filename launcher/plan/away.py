@@ -11,8 +11,8 @@ from launcher.plan.gpus import GPUS, Gpu, fp32_ratios, gpu_named
 from launcher.plan.legality.model import untrained
 from launcher.plan.plan import Machine
 from launcher.plan.shape import ModelShape
-from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.cluster import ClusterSpec
+from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.wording import nearest
 from launcher.units import GIB
 

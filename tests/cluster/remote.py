@@ -1,0 +1,127 @@
+"""`launcher` on a login host, with two hosts that take one rank each: jobs, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+import launcher
+from launcher.rundir.find import find_runs
+from launcher.rundir.folder import RunDir
+from tests.cluster.world import LOGIN, Cluster
+
+WAIT_S = 400.0
+STAGE = {"data": {"source": "python-docs", "max_tokens": 64, "limit": 200}, "eval_rows": 8, "steps": 4, "checkpoint_every": 2}
+JOB = {
+    "name": "far",
+    "seed": 0,
+    "model": {
+        "new": {"family": "llama", "layers": 1, "hidden": 32, "heads": 2, "ffn": 64, "positions": 128},
+        "tokenizer": {"train": {"vocab": 512}},
+    },
+    "batch": {"global": 8},
+}
+
+
+@dataclass(slots=True)
+class Remote:
+    """A folder with hosts, a job file and runs/, and the command line as a user of the login host has it."""
+
+    cluster: Cluster
+    folder: Path
+
+    def write_job(self, stages: list[dict[str, object]], **cluster: object) -> None:
+        """job.yaml over ssh on all hosts; `cluster` is added to its cluster block."""
+        (self.folder / "hosts").write_text(self.cluster.hostfile())
+        block = {"backend": "ssh", "hostfile": "hosts", "python": str(self.python()), **cluster}
+        (self.folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "cluster": block, "stages": stages}))
+
+    def python(self) -> Path:
+        """A Python that has this very checkout, wherever the installed one lies."""
+        path = self.folder / "python"
+        root = Path(launcher.__file__).parent.parent
+        path.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} "$@"\n')
+        path.chmod(0o755)
+        return path
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        argv = [str(self.python()), "-m", "launcher", *words]
+        pipe = subprocess.PIPE
+        return self.cluster.start(LOGIN, argv, cwd=str(self.folder), env=env, stdout=pipe, stderr=pipe)
+
+    def __call__(self, *words: str, **env: str) -> tuple[int, str, str]:
+        """(Exit code, stdout, stderr)."""
+        return self.end(self.start(*words, **env))
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        out, err = process.communicate(timeout=WAIT_S)
+        return process.returncode, out, err
+
+    @property
+    def run(self) -> RunDir:
+        return find_runs(self.folder / "runs")[-1]
+
+    def events(self, kind: str = "") -> list[dict[str, object]]:
+        lines = self.run.events.read_text().splitlines() if self.run.events.exists() else []
+        return [event for event in map(json.loads, lines) if event["kind"].startswith(kind)]
+
+    def wait_for(self, what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+        """Until `what` holds; an AssertionError with the talk of the process where it ends before."""
+        deadline_s = time.monotonic() + WAIT_S
+        while not what():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
+        """Until pretraining has a finished checkpoint of this step."""
+        runs = self.folder / "runs"
+        self.wait_for(lambda: any(runs.glob(f"*/*/stages/pretrain/checkpoints/step{step}/manifest.json")), process)
+
+    def processes(self, name: str, *, carry: str | None = None) -> list[int]:
+        """Processes of a host, by their own number there, that carry the run (or another text) in their environment."""
+        wanted = f"LAUNCHER_RUN={self.run.path}" if carry is None else carry
+        script = 'grep -lsz -- "$1" /proc/[0-9]*/environ | cut -d/ -f3 | grep -v "^$$\\$" || true'
+        out = self.cluster.out(name, ["sh", "-c", script, "sh", wanted])
+        return [int(word) for word in out.split()]
+
+    def rank(self, name: str) -> int:
+        """The rank's process in a host."""
+        for pid in self.processes(name):
+            words = self.cluster.out(name, ["sh", "-c", f"tr '\\0' '\\n' < /proc/{pid}/cmdline || true"]).split("\n")
+            if words[1:2] != ["-u"] or "launcher.stages" not in words or "deepspeed.launcher.launch" in words:
+                continue
+            return pid
+        raise AssertionError(f"no rank in {name}")
+
+    def kill(self, name: str, pid: int, number: int = signal.SIGKILL) -> None:
+        self.cluster.out(name, ["kill", f"-{int(number)}", str(pid)])
+
+    def left(self) -> dict[str, list[int]]:
+        """What is left of the run, by host."""
+        return {name: found for name in self.cluster.names if (found := self.processes(name))}
+
+    def losses(self, run: RunDir) -> dict[str, list[dict[str, object]]]:
+        """Every figure of every stage but for times."""
+        return {path.parent.name: list(_figures(path)) for path in sorted(run.path.glob("stages/*/metrics.jsonl"))}
+
+
+def _figures(metrics: Path) -> Iterator[dict[str, object]]:
+    for line in metrics.read_text().splitlines():
+        yield {name: value for name, value in json.loads(line).items() if name not in ("t", "seconds", "tokens_per_s")}
+
+
+def environ_of(remote: Remote, name: str, pid: int) -> dict[str, str]:
+    """The environment of a process in a host, byte by byte."""
+    text = remote.cluster.path(name, f"/proc/{pid}/environ")
+    entries = os.fsdecode(text.read_bytes()).split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
