@@ -1,7 +1,7 @@
 """Keeps the ranks of one host alive while somebody asks for them, and ends them when nobody does. DO.
 
-It is detached: a broken connection ends nothing. Whoever connects to its socket next is told what was missed. Its lease is
-the controller's beat; without one for as long as it lasts it ends the ranks, so that a host which nobody reaches frees its GPUs by itself.
+It is detached: a broken connection ends nothing, and whoever connects to its socket next is told what was missed. Its lease is
+the controller's beat; when none came for as long as it lasts, it ends the ranks, so that a host that nobody reaches is free.
 """
 
 from __future__ import annotations

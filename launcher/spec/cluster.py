@@ -10,8 +10,11 @@ from pydantic import Field, StringConstraints
 
 from launcher.spec.base import Auto, Block, EnvName, Text
 from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
+from launcher.spec.hostfile import HOST
 from launcher.spec.places import FieldPath, Finding
 
+# A name, or an IPv4 address; what begins with a dash would be an option of ssh. IPv6 addresses stand in hostfiles.
+HostName = Annotated[str, StringConstraints(pattern=f"^{HOST}$")]
 # Part of the fixed command that ssh hands to a login shell: nothing in it may mean anything to a shell.
 PlainPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./+-]+$", max_length=1024)]
 
@@ -23,6 +26,9 @@ class ClusterSpec(Block):
     hostfile: Text | None = Field(
         None, description="DeepSpeed hostfile, `host slots=8` a line; for ssh needed, for local only this machine"
     )
+    hosts: tuple[HostName, ...] = Field((), description="names of the hosts, each with `slots` ranks, instead of a hostfile")
+    include: Text | None = Field(None, description="only these hosts and slots: `worker-1@worker-2:0,2`")
+    exclude: Text | None = Field(None, description="not these hosts and slots: `worker-1:0`")
     python: PlainPath | None = Field(
         None, description="Python on the hosts, of backend ssh; None: the path of the one that runs here"
     )
@@ -86,15 +92,27 @@ def environment_is_harmless(cluster: ClusterSpec) -> Iterator[Finding]:
 
 
 _REMOTE = frozenset(("ssh",))
-_OF_REMOTE = ("python", "ssh_config", "secrets")
+_OF_REMOTE = ("hosts", "include", "exclude", "python", "ssh_config", "secrets")
 
 
 def hosts_are_named(cluster: ClusterSpec) -> Iterator[Finding]:
     """A backend that reaches other hosts needs their names; one that does not has no use for what belongs to them."""
-    if cluster.backend in _REMOTE and not cluster.hostfile and cluster.gpu is None:
-        hint = "add `hostfile: hosts`, a file with one `host slots=8` a line"
+    if cluster.backend in _REMOTE and not (cluster.hostfile or cluster.hosts) and cluster.gpu is None:
+        hint = "add `hostfile: hosts`, a file with one `host slots=8` a line, or `hosts: [node1, node2]` and `slots: 8`"
         what = f"is missing: backend {cluster.backend} needs the names of its hosts"
         yield Finding(code="E107", path=("cluster", "hostfile"), what=what, hint=hint, also=(("cluster", "backend"),))
+    if cluster.hosts and cluster.hostfile:
+        also = (("cluster", "hostfile"),)
+        what = "hosts and hostfile are both given"
+        yield Finding(code="E109", path=("cluster", "hosts"), what=what, hint="keep one of the two", also=also)
+    if cluster.include and cluster.exclude:
+        also = (("cluster", "include"),)
+        what = "include and exclude are both given, and DeepSpeed takes one of them"
+        yield Finding(code="E109", path=("cluster", "exclude"), what=what, hint="keep one of the two", also=also)
+    for index, host in enumerate(cluster.hosts):
+        if host.lower() in (other.lower() for other in cluster.hosts[:index]):
+            what = f"{host} stands twice"
+            yield Finding(code="E109", path=("cluster", "hosts", index), what=what, hint="name each host once")
     if cluster.backend == "local":
         for name in _OF_REMOTE:
             if getattr(cluster, name):

@@ -16,7 +16,7 @@ from launcher.spec.wording import shown
 
 MAX_SLOTS = 1024
 MAX_HOSTS = 100_000
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
+HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
 _SLOTS = r"slots=([0-9]{1,9})"
 
 
@@ -77,7 +77,7 @@ def _same(host: str) -> str:
 def _entry(words: list[str], line: int) -> HostEntry | tuple[str, str]:
     """The host of one line, or what is wrong with it and what would work."""
     host = words[0]
-    if not (re.fullmatch(_HOST, host) or _is_address(host)):
+    if not (re.fullmatch(HOST, host) or _is_address(host)):
         return f"{shown(host)} is not a host name or address", "use letters, digits, dots and dashes, or an IP address"
     slots = re.fullmatch(_SLOTS, words[1]) if len(words) == 2 else None
     if slots is None:

@@ -12,50 +12,47 @@ from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, catalogue_name
 from launcher.hosts.look import HostFacts
 from launcher.plan.plan import Machine
 from launcher.spec.cluster import ClusterSpec
-from launcher.spec.hostfile import HostEntry, read_hostfile
+from launcher.spec.hosts import ClusterHost, hosts_of
 
 
-def agents(cluster: ClusterSpec, entries: Sequence[HostEntry]) -> dict[str, tuple[str, ...]]:
+def agents(cluster: ClusterSpec, hosts: Sequence[ClusterHost]) -> dict[str, tuple[str, ...]]:
     """Host -> what starts an agent there."""
     backend = load_backend(cluster.backend)
     assert isinstance(backend, Fleets)
-    return {entry.host: backend.agent_argv(cluster, entry.host) for entry in entries}
+    return {host.host: backend.agent_argv(cluster, host.host) for host in hosts}
 
 
 def remote_machine(cluster: ClusterSpec, *, runs_root: Path, written_bytes: int) -> Machine:
-    """The hosts of the hostfile, as the weakest of them is: all ranks run the same plan.
+    """The hosts of the job, as the weakest of them is: all ranks run the same plan.
 
-    LauncherError E402, E403, E417-E420 with what stands against any of them.
+    LauncherError E101, E116, E402, E403, E417-E420 with what stands against any of them.
     """
-    assert cluster.hostfile is not None  # spec: backend ssh needs one
-    entries = read_hostfile(Path(cluster.hostfile))
-    facts = facts_of_all(agents(cluster, entries), folder=runs_root)
-    slots = {entry.host: entry.slots for entry in entries}
-    problems = [problem for one in facts for problem in slot_problems(one, slots[one.host])]
-    if len(set(slots.values())) > 1:
-        problems.append(_unequal(Path(cluster.hostfile), entries))
-    kinds = {bool(one.gpus) for one in facts}
-    if len(kinds) > 1:
+    hosts = hosts_of(cluster)
+    facts = facts_of_all(agents(cluster, hosts), folder=runs_root)
+    named = {host.host: host for host in hosts}
+    problems = [problem for one in facts for problem in slot_problems(one, named[one.host])]
+    problems += [_unequal(hosts[0], host) for host in hosts if host.devices != hosts[0].devices][:1]
+    if len({bool(one.gpus) for one in facts}) > 1:
         without = ", ".join(one.host for one in facts if not one.gpus)
         hint = "mend the driver there, or leave those hosts out"
         problems.append(Problem(code="E402", where=without, what="has no GPU that can be used, other hosts have", hint=hint))
     if problems:
         raise LauncherError(problems)
-    return machine_of(facts, slots=entries[0].slots, written_bytes=written_bytes)
+    return machine_of(facts, devices=hosts[0].devices, written_bytes=written_bytes)
 
 
-def slot_problems(facts: HostFacts, slots: int) -> list[Problem]:
+def slot_problems(facts: HostFacts, host: ClusterHost) -> list[Problem]:
     """A slot is a GPU, or on hosts without one a CPU process."""
     have, kind = (len(facts.gpus), "GPUs") if facts.gpus else (facts.cores, "cores")
-    if slots <= have:
+    if host.devices[-1] < have:
         return []
-    what = f"slots={slots}, but the host has {have} {kind} that can be used"
+    what = f"slot {host.devices[-1]} ({host.where}) is more than the {have} {kind} that can be used there"
     return [Problem(code="E402", where=facts.host, what=what, hint=f"write slots={have}")]
 
 
-def machine_of(facts: Sequence[HostFacts], *, slots: int, written_bytes: int = 0) -> Machine:
-    """Facts of hosts that are alike enough to hold the same ranks."""
-    gpus = [gpu for one in facts for gpu in one.gpus[:slots]]
+def machine_of(facts: Sequence[HostFacts], *, devices: Sequence[int], written_bytes: int = 0) -> Machine:
+    """Facts of hosts that are alike enough to hold the same ranks; `devices` are the slots of each that take one."""
+    gpus, slots = [one.gpus[number] for one in facts if one.gpus for number in devices], len(devices)
     memory = min(one.memory_bytes for one in facts)
     smallest = min(gpus, key=lambda gpu: gpu.total_bytes) if gpus else None
     capability = min((gpu.capability for gpu in gpus), default=None)
@@ -69,7 +66,7 @@ def machine_of(facts: Sequence[HostFacts], *, slots: int, written_bytes: int = 0
         cores=min(one.cores for one in facts),
         bf16=capability is None or capability >= BF16_SINCE,
         fp16=capability is not None and capability >= FP16_SINCE,
-        devices=tuple(gpu.number for gpu in facts[0].gpus[:slots]),
+        devices=tuple(facts[0].gpus[number].number for number in devices) if gpus else (),
         nodes=len(facts),
         hosts=tuple(one.host for one in facts),
         nvlink=None if any(gpu.nvlinks is None for gpu in gpus) or not gpus else all(gpu.nvlinks for gpu in gpus),
@@ -78,8 +75,7 @@ def machine_of(facts: Sequence[HostFacts], *, slots: int, written_bytes: int = 0
     )
 
 
-def _unequal(path: Path, entries: Sequence[HostEntry]) -> Problem:
-    odd = next(entry for entry in entries if entry.slots != entries[0].slots)
-    what = f"{odd.host} has slots={odd.slots}, {entries[0].host} slots={entries[0].slots}: every host must take as many ranks"
-    fewest = min(entry.slots for entry in entries)
-    return Problem(code="E403", where=f"{path}:{odd.line}:1", what=what, hint=f"write slots={fewest} for all of them")
+def _unequal(first: ClusterHost, odd: ClusterHost) -> Problem:
+    mine, other = (",".join(map(str, host.devices)) for host in (odd, first))
+    what = f"{odd.host} takes slots {mine}, {first.host} slots {other}: every host must take the same ones"
+    return Problem(code="E403", where=odd.where, what=what, hint="give all hosts as many slots, or leave hosts out")

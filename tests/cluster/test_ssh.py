@@ -51,7 +51,7 @@ def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host(remote: Remote) 
     code, _, err = remote("run", "local.yaml", "--set", "name=near")
     assert code == 0, err
     near = next((remote.folder / "runs" / "near").iterdir())
-    assert [one for one in remote.losses(over_ssh)] == sorted(stage["kind"] for stage in CHAIN)
+    assert list(remote.losses(over_ssh)) == sorted(stage["kind"] for stage in CHAIN)
     assert remote.losses(over_ssh) == remote.losses(type(over_ssh)(near))
     for stage in CHAIN:
         weights = [path / "stages" / str(stage["kind"]) / "artifact" / "model.safetensors" for path in (over_ssh.path, near)]

@@ -71,7 +71,9 @@ def test_a_broken_connection_ends_nothing_and_loses_nothing(order):
 
 
 def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
-    script = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']); " + SLEEP
+    script = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']); " + SLEEP
+    )
 
     async def stop(link: Link, message) -> None:
         if message["kind"] == "started":
