@@ -1,4 +1,4 @@
-"""Agent, keeper and link together, on this machine and without ssh: what an order does, and what a broken connection does not."""
+"""Agent, keeper and link together, here and without ssh: what an order does, and what a broken connection does not."""
 
 from __future__ import annotations
 
