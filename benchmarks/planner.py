@@ -7,11 +7,15 @@ python benchmarks/planner.py --fit                  the constants that all sourc
 Scored is |predicted / measured - 1|: its mean (MAPE) and median, for step times and for peaks of memory, and what choosing the
 predicted fastest of measured choices for one job loses of throughput, on average. A dense decoder row with complete = 1 that
 cannot be scored counts as an error of 100 %.
+
+The result says what it was worked out from: hashes of the data and of all constants, and how the shipped constants score by the
+formulas of that day. A test compares them with today's.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
@@ -28,6 +32,7 @@ from published.table import NotATable
 from launcher.plan.cost.constants import PUBLISHED
 from launcher.plan.cost.fastest import fastest
 from launcher.plan.cost.work import Work
+from launcher.plan.gpus import GPUS
 from launcher.plan.memory import p_fit
 
 DATA = Path(__file__).parent / "data" / "published_points.csv"
@@ -177,6 +182,25 @@ def score_all(points: Sequence[Point]) -> list[Scored]:
     ]
 
 
+def basis(points: Sequence[Point], skipped: Sequence[Skipped]) -> dict[str, object]:
+    """What a score stands on: it is of this code and of these files where all of it is the same."""
+    constants = {
+        "time": asdict(PUBLISHED),
+        "peaks": asdict(PeakConstants()),
+        "gpus": {name: asdict(gpu) for name, gpu in GPUS.items()},
+        "priors": {"time": TIME_PRIORS, "peaks": PEAK_PRIORS},
+    }
+    return {
+        "data_sha256": {path.name: _sha256(path.read_bytes()) for path in sorted(DATA.parent.iterdir())},
+        "constants_sha256": _sha256(json.dumps(constants, sort_keys=True).encode()),
+        "shipped": summary(score_all(points), skipped),
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def hold_out_all(points: Sequence[Point]) -> list[Scored]:
     time = held_out(list(times(points)), fit_times, predict_time)
     return time + held_out(list(peaks(points)), fit_peaks, peak_bytes)
@@ -221,6 +245,7 @@ def main() -> None:
     scored = score_all(points) if args.points else hold_out_all(points)
     told, sources, rows = summary(scored, skipped), by_source(scored), worst(scored)
     result = {**told, "held_out": args.points is None, "sources": sources, "worst": rows}
+    result |= {} if args.points else {"basis": basis(points, skipped)}
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1) if args.json else report_text(told, sources, rows))

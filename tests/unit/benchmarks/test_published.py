@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import pytest
-from planner import DATA, Scored, exceeds, main, score_all, summary
+from planner import DATA, Scored, basis, exceeds, main, score_all, summary
 from published.peaks import PeakConstants, kept_bytes
 from published.rows import PEAK, Point, Skipped, point_of, read_points
 from published.table import Row, read_rows
 
+from launcher.plan.cost.constants import PUBLISHED
 from launcher.plan.load import Load
 from launcher.plan.told import token_flops
 
@@ -49,6 +51,16 @@ def test_with_whole_sources_held_out_the_model_is_no_further_off_than_its_limit(
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_shipped_constants_keep_the_same_limits(name: str, published, scored) -> None:
     assert summary(scored, published[1])[name] <= LIMITS[name]
+
+
+def test_the_result_on_record_was_worked_out_by_these_constants_and_formulas_from_this_data(published) -> None:
+    """Whatever moves a constant or a formula scores it anew, with whole sources held out."""
+    assert RESULTS["basis"] == basis(*published), "run `python benchmarks/planner.py --out benchmarks/results/planner.json`"
+
+
+def test_a_changed_constant_is_seen_without_a_new_score(published, monkeypatch) -> None:
+    monkeypatch.setattr("planner.PUBLISHED", replace(PUBLISHED, softmax_passes=PUBLISHED.softmax_passes + 1e-4))
+    assert basis(*published)["constants_sha256"] != RESULTS["basis"]["constants_sha256"]
 
 
 def test_points_prints_these_figures(published, scored, monkeypatch, capsys) -> None:
