@@ -29,17 +29,14 @@ from launcher.plan.plan import Memory, Precision
 from launcher.plan.share import Share, shares_of
 from launcher.plan.states import (
     ADAM_MOMENT_BYTES,
-    GRADIENT_COPY_BYTES,
     MASTER_BYTES,
     frozen_parameters,
-    off_device,
+    offloaded_bytes,
     reduce_parts,
     state_parts,
     states_at_loss,
     states_at_step,
     step_parts,
-    swap_bytes,
-    trained_parameters,
     weight_bytes,
 )
 from launcher.units import MIB
@@ -201,11 +198,9 @@ def _host_bytes(load: Load, layout: Layout, held: Held) -> float:
 
 def _offloaded_bytes(load: Load, layout: Layout, share: Share) -> float:
     """States that rest on the host."""
-    trained = trained_parameters(load, share)
-    states = off_device(layout) * (ADAM_MOMENT_BYTES + MASTER_BYTES + GRADIENT_COPY_BYTES) * trained / layout.shards
     weights = weight_bytes(load, layout, share) + BYTES[layout.precision] * (load.num_critic + frozen_parameters(load))
-    offloaded = swap_bytes(trained, layout) if layout.offload_optimizer == "nvme" else states
-    return offloaded + (weights / layout.shards if layout.offload_parameters == "cpu" else 0.0)
+    held = weights / layout.shards if layout.offload_parameters == "cpu" else 0.0
+    return held + offloaded_bytes(load, layout, share)
 
 
 def loading_bytes(layout: Layout, share: Share) -> float:

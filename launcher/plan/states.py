@@ -15,6 +15,7 @@ from launcher.plan.tensors import Split, split_of
 ADAM_MOMENT_BYTES = 8  # first and second moment, fp32
 MASTER_BYTES = 4  # ZeRO >= 1 keeps an fp32 copy of its partition, also of fp32 parameters (stage_1_and_2.py: clone().float())
 GRADIENT_COPY_BYTES = 4  # the fp32 gradient partition that exists during the step
+OFFLOADED_BYTES = ADAM_MOMENT_BYTES + MASTER_BYTES + 4  # of each parameter on the host, with an fp32 gradient
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, an fp32 scale for 256 of those scales
 LIVE_PARAMETERS = 1_000_000_000  # stage3_max_live_parameters
 LIVE_SHARE = 0.6  # of that limit: 0.5-0.6 is what is typically reached
@@ -64,6 +65,8 @@ def state_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     }
     if layout.zero >= 1 and not uses_bf16_optimizer(layout):
         parts["buckets"] = _bucket_bytes(load, layout, split) * (2 if layout.zero == 3 else 1)
+    if layout.zero in (1, 2) and layout.offload_optimizer != "none":
+        parts["offload_buffer"] = size * split.largest  # temp_grad_buffer_for_gpu_offload
     if layout.zero == 3 and shards > 1:
         parts["persistent_parameters"] = size * split.persistent
         live = min(LIVE_PARAMETERS, share.num_params)
@@ -94,13 +97,19 @@ def _weight_bytes_held(load: Load, layout: Layout, split: Split) -> float:
 def _gradient_parts(load: Load, layout: Layout, split: Split) -> dict[str, float]:
     """ZeRO 0 and 1 keep all gradients to the end of the backward pass, 2 and 3 those that a rank steps.
 
-    ZeRO 2 keeps whole the gradients of tensors that lie across the border of two ranks, unless it adds up in fp32.
+    ZeRO 2 keeps whole the gradients of tensors that lie across the border of two ranks, unless it adds up in fp32. Under
+    offload they go from the bucket to the host, but for fp32 sums of ZeRO 2: those stay on the device until the step. At ZeRO 3
+    the share of an optimizer that a ratio leaves on the device has its fp32 gradients there.
     """
     size, critic = _gradient_bytes(layout), load.num_critic_trained / (layout.shards if layout.zero >= 2 else 1)
+    away = layout.offload_optimizer != "none"
     if layout.zero == 3:
-        return {"gradients": size * (split.shards + critic)}
+        held = GRADIENT_COPY_BYTES * (1 - off_device(layout)) if away and layout.cuda else size
+        return {"gradients": held * (split.shards + critic)}
     if layout.zero == 2:
         part = split.flat / layout.shards
+        if away:
+            return {"gradients": size * (part + critic) if sums_in_fp32(layout) else 0.0}
         edges = 0 if sums_in_fp32(layout) else split.touched - part
         return {"gradients": size * (part + critic), "gradient_edges": size * edges}
     if layout.zero == 1:
@@ -111,8 +120,8 @@ def _gradient_parts(load: Load, layout: Layout, split: Split) -> dict[str, float
 
 
 def _gradient_bytes(layout: Layout) -> int:
-    """Of one gradient on the device. An offloaded optimizer adds them up on the host."""
-    return 4 if sums_in_fp32(layout) and layout.offload_optimizer == "none" else BYTES[layout.precision]
+    """Of one gradient, where micro-batches are added up: at ZeRO 1 and 2 on the device, whatever rests on the host."""
+    return 4 if sums_in_fp32(layout) else BYTES[layout.precision]
 
 
 def uses_bf16_optimizer(layout: Layout) -> bool:
@@ -122,12 +131,15 @@ def uses_bf16_optimizer(layout: Layout) -> bool:
 
 def _bucket_bytes(load: Load, layout: Layout, split: Split) -> float:
     """Rendered from the whole model, so a rank that holds a part of it has the same; of memory of the host it takes what it
-    fills. Sequence ranks add up in fp32.
+    fills. Sequence ranks add up in fp32, and ZeRO 1 stages its fp32 sums as they are.
     """
+    in_fp32 = layout.sp > 1 or (layout.zero == 1 and sums_in_fp32(layout))
+    return (4 if in_fp32 else BYTES[layout.precision]) * _bucket_elements(load, layout, split)
+
+
+def _bucket_elements(load: Load, layout: Layout, split: Split) -> int:
     elements = reduce_bucket_elements(load.shape.hidden, num_trainable=load.num_trainable + load.num_critic_trained)
-    if not layout.cuda:
-        elements = min(elements, split.trained + load.num_critic_trained)
-    return (4 if layout.sp > 1 else BYTES[layout.precision]) * elements
+    return elements if layout.cuda else min(elements, split.trained + load.num_critic_trained)
 
 
 def off_device(layout: Layout) -> float:
@@ -143,6 +155,25 @@ def _optimizer_bytes(load: Load, layout: Layout, split: Split) -> float:
     return (ADAM_MOMENT_BYTES + MASTER_BYTES) * (part + load.num_critic_trained / layout.shards)
 
 
+def offloaded_bytes(load: Load, layout: Layout, share: Share) -> float:
+    """Bytes of an offloaded optimizer on the host: masters, moments, gradients, and what they pass through.
+
+    ZeRO 1 and 2 have the new weights in 16 bit beside the masters, and a buffer of the largest tensor; ZeRO 2 without fp32 sums
+    adds up whole tensors there. ZeRO 3 adds up in a buffer of its own.
+    """
+    if layout.offload_optimizer == "none":
+        return 0.0
+    size, split, critic = BYTES[layout.precision], _split(load, layout, share), load.num_critic_trained / layout.shards
+    if layout.zero == 3:
+        part = split.shards + critic
+        nvme = layout.offload_optimizer == "nvme"
+        states = swap_bytes(trained_parameters(load, share), layout) if nvme else OFFLOADED_BYTES * off_device(layout) * part
+        return states + _gradient_bytes(layout) * part
+    part = split.flat / layout.shards + critic
+    whole = split.touched if layout.zero == 2 and layout.grad_accum > 1 and not sums_in_fp32(layout) else 0
+    return (OFFLOADED_BYTES + size) * part + size * (split.largest + whole)
+
+
 def swap_bytes(trained: int, layout: Layout) -> float:
     """Host memory that passes an optimizer on NVMe through, one sub-group at a time."""
     return NVME_BUFFERS * 4 * min(SUB_GROUP_ELEMENTS, trained / layout.shards)
@@ -151,7 +182,7 @@ def swap_bytes(trained: int, layout: Layout) -> float:
 def states_at_loss(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     """What a rank holds while activations are the most: of gradients, those of the micro-batches before.
 
-    ZeRO 1 and 2 allocate their bucket when a backward pass starts and give it back behind it, under a pipeline behind the step.
+    ZeRO 2 allocates its bucket when a backward pass starts and gives it back behind it, ZeRO 1 behind the last one of a step.
     ZeRO 3 keeps one, and its gradients, from step to step.
     """
     parts = state_parts(load, layout, share)
@@ -159,7 +190,7 @@ def states_at_loss(load: Load, layout: Layout, share: Share) -> dict[str, float]
         return parts | {"gradient_copy": BYTES[layout.precision] * trained_parameters(load, share)}
     if layout.zero == 3:
         return parts | {"buckets": parts["buckets"] / 2}
-    gone = {"buckets"} if layout.pp == 1 else set()
+    gone = {"buckets"} if layout.zero == 2 or layout.grad_accum == 1 else set()
     gone |= {"gradients", "gradient_edges"} if layout.grad_accum == 1 else set()
     return {name: size for name, size in parts.items() if name not in gone}
 
@@ -169,52 +200,67 @@ def reduce_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
 
     ZeRO 0 joins them in buffers of up to ALLREDUCE_ELEMENTS, BF16_Optimizer its fp32 sums, and sends them in 16 bit.
     ZeRO 1 moves them into the bucket and keeps its own beside it, ZeRO 2 has the last one, the bucket and a copy of the bucket.
+    A pipeline makes the bucket twice (reduce_gradients). Of fp32 sums that go to the host, ZeRO 1 sends a copy in 16 bit, and
+    gathers its own part in fp32.
     """
     size, split, trained = BYTES[layout.precision], _split(load, layout, share), trained_parameters(load, share)
+    bucket, away = _bucket_bytes(load, layout, split), layout.offload_optimizer != "none"
     sent = min(trained, ALLREDUCE_ELEMENTS)
     if layout.zero == 0:
         return {"reduced": size * sent}
     if uses_bf16_optimizer(layout):
         return {"gradient_copy": size * trained, "reduced": (4 + size) * sent}
     if layout.zero == 1:
-        return {"reduced": max(0.0, size * split.touched - _bucket_bytes(load, layout, split))}
+        own: float = 0 if away else size * split.touched
+        if away and sums_in_fp32(layout):
+            own = 4 * split.flat / layout.shards + size * _bucket_elements(load, layout, split)
+        twice = bucket if layout.pp > 1 else 0.0
+        return {"reduced": twice + max(0.0, own - min(bucket, _gradient_bytes(layout) * trained))}
     if layout.zero == 2:
-        return {"reduced": size * split.largest + _bucket_bytes(load, layout, split)}
+        return {"reduced": size * split.largest + bucket}
     return {}
 
 
 def states_at_step(load: Load, layout: Layout, share: Share) -> dict[str, float]:
-    """What a rank holds while the optimizer steps: of gradients its own, no bucket but the one that ZeRO 3 keeps."""
-    parts = state_parts(load, layout, share)
+    """What a rank holds while the optimizer steps: of gradients its own, no bucket but the one that ZeRO 3 keeps.
+
+    Where ZeRO 1 has its fp32 sums on their way to the host, those of other ranks still lie in the bucket.
+    """
+    parts, split = state_parts(load, layout, share), _split(load, layout, share)
     parts.pop("live_parameters", None)
     if layout.zero == 3:
         return parts | {"buckets": parts["buckets"] / 2}
     parts.pop("buckets", None)
-    if layout.zero == 1 and not uses_bf16_optimizer(layout):
-        own = _split(load, layout, share).touched + load.num_critic_trained / layout.shards
-        parts["gradients"] = _gradient_bytes(layout) * own
-    return parts
+    if layout.zero != 1 or uses_bf16_optimizer(layout):
+        return parts
+    critic = load.num_critic_trained / layout.shards
+    if layout.offload_optimizer == "none":
+        return parts | {"gradients": _gradient_bytes(layout) * (split.touched + critic)}
+    if not sums_in_fp32(layout):
+        return parts | {"gradients": 0.0}
+    others = _bucket_bytes(load, layout, split) if layout.shards > 1 else 0.0
+    return parts | {"gradients": 4 * (split.flat / layout.shards + critic) + others}
 
 
 def step_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     """What the optimizer step adds to states_at_step: the gradients of a rank joined, and in 16 bit cast to fp32.
 
     fp32 at ZeRO 0 steps on its gradients as they are, ZeRO 2 on its fp32 sums. BF16_Optimizer has all gradients in 16 bit
-    still. The norm takes an fp64 copy of each gradient, one after the other.
+    still. The norm takes an fp64 copy of each gradient, one after the other. Offload has gradients, norm and step on the host.
     """
     size, split = BYTES[layout.precision], _split(load, layout, share)
-    if layout.zero == 0:
+    if layout.zero == 0 or layout.offload_optimizer != "none":
         return {}
     if uses_bf16_optimizer(layout):
         return {"gradient_copy": size * trained_parameters(load, share)}
     part = (split.shards if layout.zero == 3 else split.flat / layout.shards) + load.num_critic_trained / layout.shards
     norm = FP64_BYTES * min(split.largest, part)
     if layout.zero == 2 and sums_in_fp32(layout):
-        return {"gradient_norm": (1 - off_device(layout)) * norm}
+        return {"gradient_norm": norm}
     if layout.zero == 3:  # stage3.py steps through sub-groups, one copy at a time
         part = min(part, SUB_GROUP_ELEMENTS)
     copies = GRADIENT_COPY_BYTES + (size if size < GRADIENT_COPY_BYTES and not sums_in_fp32(layout) else 0)
-    return {"gradient_copy": (1 - off_device(layout)) * max(copies * part, norm)}
+    return {"gradient_copy": max(copies * part, norm)}
 
 
 def reduce_bucket_elements(hidden: int, *, num_trainable: int) -> int:

@@ -40,6 +40,8 @@ class Held:
     grads_in_16_bit: int  # of own_gradients: those that BF16_Optimizer keeps beside its sums
     optimizer: int  # master weights and moments
     buckets: int  # when the step begins
+    offload_buffer: int  # on the device, of an optimizer whose states are on the host
+    host: int  # what would be on the host if the device were a GPU, when the step begins
     other: int  # tensors that are none of these, when the step begins
 
     @property
@@ -58,7 +60,7 @@ def train_and_count(run: RunDir, kind: str) -> Held:
     step, reduce_all = DeepSpeedEngine._take_model_step, DeepSpeedZeroOptimizer.reduce_gradients
 
     def counted_reduce(self, *args, **kwargs):
-        seen["whole"] = _bytes(weight.grad for group in self.bit16_groups for weight in group)
+        seen["whole"] = _bytes(_grads(weight for group in self.bit16_groups for weight in group))
         return reduce_all(self, *args, **kwargs)
 
     def counted_step(engine, *args, **kwargs):
@@ -80,8 +82,10 @@ def train_and_count(run: RunDir, kind: str) -> Held:
         whole_gradients=seen["whole"],
         own_gradients=begin["gradients"],
         grads_in_16_bit=begin["grads_in_16_bit"],
-        optimizer=end["optimizer"],
+        optimizer=0 if end["host"] else end["optimizer"],
         buckets=begin["buckets"],
+        offload_buffer=begin["offload_buffer"],
+        host=end["host"] and end["host"] + end["optimizer"],
         other=begin["other"],
     )
 
@@ -103,6 +107,8 @@ def _count(engine: Any) -> dict[str, Any]:
     told = {
         "parameters": _storages(_of_weights(weights)),
         "optimizer": _storages(_of_adam(adam)),
+        "host": _storages(_on_host(optimizer)),
+        "offload_buffer": _storages([getattr(optimizer, "temp_grad_buffer_for_gpu_offload", None)]),
         "gradients": _storages(_of_gradients(optimizer, weights)),
         "buckets": _storages(_of_buckets(optimizer)),
     }
@@ -137,12 +143,31 @@ def _of_adam(adam: Any) -> Iterator[Any]:
 
 def _of_gradients(optimizer: Any, weights: list) -> Iterator[Any]:
     """Where each of DeepSpeed's wrappers keeps what it will step on."""
-    yield from (weight.grad for weight in weights)
+    yield from _grads(weights)
     yield from getattr(optimizer, "fp32_groups_gradients_flat", ())  # BF16_Optimizer
     yield getattr(optimizer, "grad_partitions_flat_buffer", None)  # ZeRO 3
     if type(optimizer).__name__ == "DeepSpeedZeroOptimizer":
         for kept in optimizer.averaged_gradients.values():
             yield from kept or ()
+
+
+def _grads(weights: Iterable[Any]) -> Iterator[Any]:
+    """Of each weight; `grad_accum` is its sum in fp32."""
+    for weight in weights:
+        yield weight.grad
+        yield getattr(weight, "grad_accum", None)
+
+
+def _on_host(optimizer: Any) -> Iterator[Any]:
+    """Beside the states, what DeepSpeed makes with `device=self.device`, which is the host under offload."""
+    if getattr(optimizer, "cpu_offload", False):  # ZeRO 1 and 2
+        yield from (master.grad for master in optimizer.single_partition_of_fp32_groups)
+        yield from optimizer.param_buffer_of_bit16_for_cpu_offload_groups
+        yield from optimizer.accumulated_grads_in_cpu.values()
+        yield optimizer.temp_grad_buffer_for_cpu_offload
+    if getattr(optimizer, "offload_optimizer", False):  # ZeRO 3
+        yield from (master.grad for master in optimizer.fp32_partitioned_groups_flat)
+        yield optimizer.grad_partitions_flat_buffer
 
 
 def _of_buckets(optimizer: Any) -> Iterator[Any]:
@@ -198,6 +223,7 @@ class Case:
     micro: int = 2
     tokens: int = 16  # longest row
     checkpointing: str = "none"
+    offload: str = "none"  # of the optimizer
     adapter: dict | None = field(default=None, hash=False)
     rows: str | None = None  # folder of the world; None: the kind's
 
@@ -229,7 +255,7 @@ class Case:
             zero=self.zero,
             precision=self.precision,
             checkpointing=self.checkpointing,
-            offload_optimizer="none",
+            offload_optimizer=self.offload,
             offload_parameters="none",
             micro_batch=self.micro,
             grad_accum=self.accum,
@@ -242,6 +268,7 @@ class Case:
         words += [f"accum{self.accum}"] if self.accum > 1 else []
         words += [self.kind] if self.kind != "pretrain" else []
         words += ["full"] if self.checkpointing == "full" else []
+        words += ["offloaded"] if self.offload != "none" else []
         words += ["lora"] if self.adapter else []
         return " ".join(words + (["dropout"] if self.adapter and "dropout" in self.adapter else []))
 
@@ -292,7 +319,7 @@ def _stage_plan(case: Case, shape: ModelShape) -> StagePlan:
         kind=case.kind,
         world=case.ranks,
         **{name: getattr(layout, name) for name in ("dp", "tp", "pp", "sp", "zero", "precision", "checkpointing")},
-        offload_optimizer="none",
+        offload_optimizer=case.offload,
         offload_parameters="none",
         micro_batch=case.micro,
         grad_accum=case.accum,

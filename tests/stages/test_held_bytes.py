@@ -12,7 +12,7 @@ import pytest
 
 from launcher.plan.activations import loss_parts
 from launcher.plan.share import shares_of
-from launcher.plan.states import state_parts, states_at_loss, states_at_step, step_parts, uses_bf16_optimizer
+from launcher.plan.states import offloaded_bytes, state_parts, states_at_loss, states_at_step, step_parts, uses_bf16_optimizer
 from launcher.spec.model import NewModel
 from tests.stages.harness import run_ranks
 from tests.stages.held import Case, Held, Model, make_case, train_and_count, write_models
@@ -53,8 +53,13 @@ CASES = [
     *(replace(REWARD, dp=2, zero=3, precision="bf16", adapter=adapter) for adapter in (None, LORA)),
     *(Case(model="gpt2", dp=2, zero=zero, precision="bf16") for zero in (2, 3)),
     Case(model="qwen2", dp=2, zero=2, precision="bf16"),
+    *(replace(LLAMA, dp=2, zero=zero, precision="bf16", accum=2, offload="cpu") for zero in (1, 2, 3)),
+    replace(LLAMA, dp=2, pp=2, zero=1, precision="bf16", accum=2, offload="cpu"),
 ]
 MORE = [
+    *(replace(LLAMA, dp=2, zero=zero, precision="bf16", offload="cpu") for zero in (1, 2, 3)),
+    *(replace(LLAMA, dp=2, zero=zero, precision="fp32", accum=accum, offload="cpu") for zero in (1, 2, 3) for accum in (1, 2)),
+    *(replace(TIED, zero=zero, precision="bf16", accum=2, offload="cpu") for zero in (1, 2, 3)),
     *(replace(LLAMA, dp=3, zero=zero, accum=accum) for zero in (1, 2, 3) for accum in (1, 2)),
     *(replace(LLAMA, dp=2, zero=zero, accum=2) for zero in (0, 1, 2, 3)),
     *(replace(LLAMA, dp=2, tp=2, zero=zero, precision="bf16", accum=2) for zero in (1, 2, 3)),
@@ -97,10 +102,12 @@ def test_ranks_hold_what_is_planned(models, case):
         plan, step = state_parts(load, layout, share), states_at_step(load, layout, share)
         planned = {
             "parameters": plan["parameters"] + plan.get("persistent_parameters", 0),
-            "gradients": plan["gradients"] + plan.get("gradient_edges", 0),
+            "gradients": max(one["gradients"] + one.get("gradient_edges", 0) for one in (plan, step)),
             "gradients at the step": step["gradients"] + step.get("gradient_edges", 0),
             "optimizer": plan["optimizer"],
             "buckets": step.get("buckets", 0),
+            "offload_buffer": plan.get("offload_buffer", 0),
+            "host": offloaded_bytes(load, layout, share),
         }
         assert planned == fullest(ranks)
         if uses_bf16_optimizer(layout):
@@ -119,4 +126,6 @@ def fullest(ranks: list[Held]) -> dict[str, int]:
         "gradients at the step": max(one.own_gradients - one.grads_in_16_bit for one in ranks),
         "optimizer": max(one.optimizer for one in ranks),
         "buckets": max(one.buckets for one in ranks),
+        "offload_buffer": max(one.offload_buffer for one in ranks),
+        "host": max(one.host for one in ranks),
     }

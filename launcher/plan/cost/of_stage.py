@@ -17,7 +17,7 @@ from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.step import StepTime, kernels_of, step_time
 from launcher.plan.cost.work import Arithmetic, Work
 from launcher.plan.gpus import Gpu
-from launcher.plan.layout import BYTES, Layout
+from launcher.plan.layout import BYTES, Layout, sums_in_fp32
 from launcher.plan.load import Load
 from launcher.plan.parameters import quantized_weights
 from launcher.plan.share import Share, pipeline_split, shares_of
@@ -98,8 +98,9 @@ class Clock:
             speeds = replace(speeds, host_ranks=host_ranks)
         time = self._step(work)
         away, offload = off_device(layout), _offload_seconds(self.load, layout, work, speeds)
-        parts = {**time.parts, "optimizer": (1 - away) * time.parts["optimizer"]}
-        step = time.step_s - away * time.parts["optimizer"] + offload
+        spared = away * (time.parts["optimizer"] - speeds.constants.step_s)  # what a step costs whatever it moves remains
+        parts = {**time.parts, "optimizer": time.parts["optimizer"] - spared}
+        step = time.step_s - spared + offload
         if offload:
             parts["offload"] = offload
         if self.rollout is not None:
@@ -140,8 +141,9 @@ def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> 
     owned, size = share / layout.shards, BYTES[layout.precision]
     seconds = 0.0
     if layout.offload_optimizer != "none":
-        away = off_device(layout)
-        moved = size * owned * ((layout.grad_accum if layout.zero >= 2 else 1) + 1)
+        away, sums = off_device(layout), sums_in_fp32(layout)
+        times = layout.grad_accum if layout.zero == 3 or (layout.zero == 2 and not sums) else 1
+        moved = ((4 if sums else size) * times + size) * owned
         adam = constants.optimizer_bytes * owned * speeds.host_ranks / (constants.host_gbs * 1e9)
         seconds += away * (moved / pcie + adam)
     if layout.offload_optimizer == "nvme":

@@ -69,7 +69,7 @@ def step_time(
         "attention": counted * block.attention_s,
         "elementwise": counted * block.element_s,
         "launch": counted * block.waiting_s + micro * instructions,
-        "loss": computed - micro * instructions - counted * layer,
+        "loss": max(0.0, micro * (stage - layers * layer)),  # of a stage without the head, nothing or a rounding error
         "communication": sum(sent.values()),
         "bubble": bubble,
         "optimizer": optimizer,

@@ -130,6 +130,32 @@ def test_the_norm_is_right_in_bf16_whatever_the_gradients_are_summed_in():
     assert max(norm_error for _, norm_error in each(_train, *((1, True, 0.3, section) for section in sections))) < 5e-3
 
 
+def _tables_apart(sections):
+    """Largest difference of the tied weight between the stages, after some steps with the optimizer on the host."""
+    meet()
+    config = ds_config(
+        1,
+        zero_section={"offload_optimizer": {"device": "cpu"}},
+        gradient_accumulation_steps=4,
+        pipeline={"use_reentrant": False},
+        **sections,
+    )
+    engine = initialize(_stages(_whole(tied=True), tied=True), config)
+    for rows in make_batches():
+        engine.train_batch(iter([(micro, micro) for micro in rows.chunk(4)]))
+    (table, _), *_ = engine.module.get_tied_weights_and_groups()
+    tables = [torch.empty_like(table) for _ in range(2)]
+    dist.all_gather(tables, table.detach())
+    return (tables[0] - tables[1]).abs().max().item()
+
+
+@trap(51)
+def test_under_offload_the_copies_of_a_tied_weight_part_with_fp32_sums():
+    plain, in_bf16, in_fp32 = each(_tables_apart, {}, BF16, BF16 | {"data_types": {"grad_accum_dtype": "fp32"}})
+    assert max(plain, in_bf16) == 0
+    return in_fp32, 1e-3
+
+
 def _masks():
     """Share of equal dropout decisions in the two stages; 0.5 if they were independent."""
     meet()
