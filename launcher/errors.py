@@ -251,8 +251,9 @@ _code(
 _code(
     "E212",
     title="model family not supported",
-    when="model_type in config.json is none of the families that can be planned.",
-    remedy="Use a model of a family that is listed.",
+    when="model_type in config.json is missing, or is in no table and no decoder of alike attention blocks that the installed"
+    " transformers builds: it has experts, layers of other kinds, an encoder, pictures, or code of its own (auto_map).",
+    remedy="Use a model of a family that is listed, or a plain decoder.",
 )
 _code(
     "E213",
@@ -312,9 +313,16 @@ _code(
 _code(
     "E222",
     title="family for planning only",
-    when="The model's family can be planned for and not trained yet, and the job is to run; or an adapter is asked for on a"
-    " model with experts.",
+    when="The model's family can be planned for and not trained yet, and the job is to run; an adapter is asked for on a"
+    " model with experts; or rewards of a family for which there is no classifier.",
     remedy="Train a model of the family that is named, or `launcher plan` with cluster.gpu and cluster.slots.",
+)
+
+_code(
+    "E223",
+    title="degree needs a known family",
+    when="A tensor, pipeline or sequence degree is asked for with a model whose family is in no table.",
+    remedy="Leave the degrees at 1: data parallelism with ZeRO trains it.",
 )
 
 # --- E3xx: DeepSpeed configs ---------------------------------------------------------------------------------------
@@ -537,6 +545,18 @@ _code(
     title="host has no such launcher",
     when="Python or zerolaunch is missing on a host, or is of another version than here.",
     remedy="Install the same version in the same place on every host, or name the Python in cluster.python.",
+)
+_code(
+    "E421",
+    title="model could not be measured",
+    when="The process that builds a model of a family of no table, without weights, failed or took too long.",
+    remedy="Mend what its last lines say: torch and transformers must be importable in this Python.",
+)
+_code(
+    "E422",
+    title="family not measured yet",
+    when="The model's family is in no table of the plan, and a command that starts no process (`validate`) cannot measure it.",
+    remedy="Let `launcher plan` measure it once; its answer is kept in the runs folder.",
 )
 
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------

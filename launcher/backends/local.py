@@ -16,7 +16,7 @@ from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
 from launcher.spec.job import JobSpec
 
-PREPARE, CALIBRATE = "prepare", "calibrate"
+PREPARE, CALIBRATE, BLUEPRINT = "prepare", "calibrate", "blueprint"
 HOST = "localhost"
 MASTER_ADDRESS = "127.0.0.1"
 
@@ -75,6 +75,12 @@ def calibrate_request(machine: Machine, run: RunDir, *, port: int) -> LaunchRequ
     argv = (*_ranks(machine, run, machine.slots, port), "calibrate", str(run.path), machine.device)
     env = _env({}, run, **OFFLINE, **_device_env(machine, machine.slots))
     return LaunchRequest(stage=CALIBRATE, argv=argv, env=env, world=machine.slots)
+
+
+def blueprint_request(run: RunDir) -> LaunchRequest:
+    """One CPU process that builds the model of the folder's config.json without weights. It asks nobody."""
+    argv = (sys.executable, "-u", "-m", "launcher.stages", "blueprint", str(run.path))
+    return LaunchRequest(stage=BLUEPRINT, argv=argv, env=_env({}, run, **OFFLINE, CUDA_VISIBLE_DEVICES=""), world=1)
 
 
 def _ranks(machine: Machine, run: RunDir, world: int, port: int) -> tuple[str, ...]:

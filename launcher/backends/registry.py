@@ -33,6 +33,8 @@ class Backend(Protocol):
 
     def calibrate_request(self, machine: Machine, run: RunDir, *, port: int) -> LaunchRequest: ...
 
+    def blueprint_request(self, run: RunDir) -> LaunchRequest: ...
+
 
 @runtime_checkable
 class Fleets(Protocol):

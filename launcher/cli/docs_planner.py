@@ -33,6 +33,25 @@ tenth of a second.
 Scored on runs that others published (`benchmarks/data/published_points.csv`, each row with its source), with **every source
 predicted by constants that were fitted without it** (`benchmarks/published/fit.py`).
 """
+_UNKNOWN = """\
+## Families of no table
+
+`launcher/plan/families/` counts the families that are listed there from config.json alone. Of any other, `plan`, `render` and
+`run` start one process on this machine that builds the model with the installed transformers on tensors without memory, with
+two and three layers and once whole, and writes down (`launcher/train/blueprint.py`): every tensor; the matrices of a block;
+heads, widths, window, norms; and the bytes that autograd keeps of a block for its backward pass, in 32 and 16 bit, with sdpa
+and eager attention, all weights trained or an adapter. The answer is kept in `<runs>/.cache/blueprints/` under the hash of
+the config, and made anew under another transformers or torch. `validate` takes it where it is there, and starts nothing.
+
+- Parameters are exact, tensor by tensor, and so is what a block keeps on a CPU: blueprints of the families of the tables say
+  what the tables say (`tests/stages/test_blueprints.py`). On a GPU the published footprint of transformers by widths is taken,
+  as for every family, in which a norm on queries and keys is not counted; time is that of a block of these widths.
+- Data parallelism with every ZeRO stage, LoRA and nf4 are planned. Tensor, pipeline and sequence degrees are refused (E223):
+  how matrices are cut is a table. A family that changes its logits behind the head (granite, cohere) is planned, not trained
+  (E222).
+- Refused (E212): experts, blocks that differ, layers of other kinds (Mamba, chunks), attention that sees what is to come, an
+  encoder, pictures, no sdpa attention, and code of its own (auto_map), which is never run.
+"""
 _CALIBRATION = """\
 ## Calibration
 
@@ -78,7 +97,7 @@ def planner_text(root: Path) -> str:
     """docs/planner.md."""
     path = root / RESULTS
     if not path.is_file():
-        return "\n".join([_INTRO, f"Nothing is on record: there is no `{RESULTS}`.", "", _CALIBRATION, _CAVEATS])
+        return "\n".join([_INTRO, f"Nothing is on record: there is no `{RESULTS}`.", "", _UNKNOWN, _CALIBRATION, _CAVEATS])
     results = json.loads(path.read_text(encoding="utf-8"))
     return "\n".join(
         [
@@ -89,6 +108,7 @@ def planner_text(root: Path) -> str:
             "",
             *_worst(results["worst"]),
             "",
+            _UNKNOWN,
             _CALIBRATION,
             _CAVEATS,
         ]

@@ -1,4 +1,4 @@
-"""`launcher plan JOB`: what would run and why. Starts nothing, writes nothing."""
+"""`launcher plan JOB`: what would run and why. Starts and writes nothing, unless the model's family is to be measured first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from launcher.cli.common import add_job, add_json, add_runs, runs_root, show, sh
 from launcher.errors import EXIT_DONE
 from launcher.plan.explain import plan_text
 from launcher.spec.load import open_job
+from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_of
 
 
@@ -19,7 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    plan = plan_of(open_job(args.job, args.overrides), runs_root=runs_root(args))
+    root = runs_root(args)
+    plan = plan_of(open_job(args.job, args.overrides), runs_root=root, unknown=drafted_shapes(root))
     if args.json:
         show_json(plan.as_dict())
     else:

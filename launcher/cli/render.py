@@ -11,6 +11,7 @@ from launcher.errors import EXIT_DONE, LauncherError, Problem
 from launcher.rundir.folder import RunDir
 from launcher.spec.load import open_job
 from launcher.supervise.create import Planned, make_folder, write_run
+from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_of
 
 
@@ -23,7 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     loaded = open_job(args.job, args.overrides)
-    plan = plan_of(loaded, runs_root=runs_root(args))
+    root = runs_root(args)
+    plan = plan_of(loaded, runs_root=root, unknown=drafted_shapes(root))
     run_dir = RunDir(Path(os.path.realpath(args.output)))
     if run_dir.path.exists():
         what = "is there already; nothing is written over"

@@ -12,6 +12,7 @@ from launcher.rundir.find import find_run
 from launcher.spec.load import LoadedJob, open_job
 from launcher.supervise.control import check_same_job, check_stage, control, stored_job, written_bytes
 from launcher.supervise.create import Planned
+from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_here
 
 
@@ -36,7 +37,8 @@ def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
     loaded = _loaded(args) or stored_job(folder)
     check_same_job(folder, loaded.job)
-    plan = plan_here(loaded, runs_root=folder.path, written_bytes=written_bytes(folder))
+    unknown = drafted_shapes(folder.path.parent.parent)
+    plan = plan_here(loaded, runs_root=folder.path, written_bytes=written_bytes(folder), unknown=unknown)
     planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
     check_stage(planned, args.stage)
     show(str(folder.path))

@@ -23,6 +23,7 @@ from launcher.supervise import preflight
 from launcher.supervise.chain import Ending
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
+from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.lock import find_owner
 from launcher.supervise.planning import plan_here
 
@@ -44,7 +45,8 @@ def add_stage(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     loaded, root = open_job(args.job, args.overrides), runs_root(args)
-    planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan_here(loaded, runs_root=root))
+    plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
+    planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
     check_stage(planned, args.stage)
     folder = new_run(root, planned.job.name, now=datetime.now(UTC), random_bytes=os.urandom)
     if args.dry_run:

@@ -8,6 +8,7 @@ GPU is measured yet: there the published footprint of transformers stays (activa
 
 from __future__ import annotations
 
+from launcher.plan.families.blueprint import Blueprint
 from launcher.plan.layout import BYTES
 from launcher.plan.parameters import adapted_linears
 from launcher.plan.plan import Precision
@@ -25,6 +26,8 @@ def kept_of_block(
     shape: ModelShape, precision: Precision, *, row_tokens: int, eager: bool, adapter: Lora | None = None, tp: int = 1
 ) -> float:
     """Bytes for each token. Tensor ranks share what lies inside attention and MLP; norms are whole on each."""
+    if shape.blueprint is not None:
+        return _measured(shape.blueprint, precision, row_tokens=row_tokens, eager=eager, adapter=adapter)
     columns = shape.ffn * (4 if shape.gated else _PLAIN.get(shape.family, 2))
     frozen = adapter is not None
     inside = _attention(shape, precision, row_tokens=row_tokens, eager=eager, frozen=frozen) + BYTES[precision] * columns
@@ -33,7 +36,15 @@ def kept_of_block(
         norms -= BYTES[precision] * shape.hidden  # both norms read the same input
     if adapter is not None and adapter.dropout:
         norms -= shape.norms_per_block * BYTES[precision] * shape.hidden
-    return norms + (inside + _adapter(shape, precision, adapter) - _unread(shape, precision, adapter)) / tp
+    return norms + (inside + _adapter(shape, precision, adapter) - _unread(shape, precision, adapter, eager=eager)) / tp
+
+
+def _measured(blueprint: Blueprint, precision: Precision, *, row_tokens: int, eager: bool, adapter: Lora | None) -> float:
+    """As autograd was seen to keep it; of an adapter its rank's products come on top."""
+    trained = "all" if adapter is None else "adapter with dropout" if adapter.dropout else "adapter"
+    kept = blueprint.kept_when(BYTES[precision], "eager" if eager else "sdpa", trained)
+    products = BYTES[precision] * adapter.rank * len(blueprint.linears) if adapter is not None else 0
+    return kept.bytes + kept.bytes_by_row_token * row_tokens + products
 
 
 def kept_of_norm(shape: ModelShape, precision: Precision, *, frozen: bool) -> float:
@@ -74,9 +85,9 @@ def _adapter(shape: ModelShape, precision: Precision, adapter: Lora | None) -> f
     return kept + (2 * size * sum(linear.inputs for linear in linears) if adapter.dropout else 0)
 
 
-def _unread(shape: ModelShape, precision: Precision, adapter: Lora | None) -> float:
+def _unread(shape: ModelShape, precision: Precision, adapter: Lora | None, *, eager: bool) -> float:
     """What nobody keeps under dropout: the input of the MLP's last matrix, and the attention's where it is a copy."""
     if adapter is None or not adapter.dropout:
         return 0
-    copied = shape.heads * shape.head_dim if shape.family in _JOINED else 0
+    copied = shape.heads * shape.head_dim if eager or shape.family in _JOINED else 0
     return BYTES[precision] * ((shape.ffn if shape.family != "opt" else 0) + copied)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from launcher.plan.families.blueprint import num_elements
 from launcher.plan.shape import Linear, ModelShape, block_linears
 from launcher.spec.model import Lora
 
@@ -18,7 +19,9 @@ def _linear_parameters(linear: Linear, tp: int) -> int:
 
 
 def norm_parameters(shape: ModelShape, width: int | None = None) -> int:
-    """Parameters of one norm; `width` where it is not the model's."""
+    """Parameters of one norm; `width` where it is not the model's. Of a blueprint the last one, as it is."""
+    if shape.blueprint is not None:
+        return num_elements(shape.blueprint.behind)
     return (width or shape.hidden) * (2 if shape.layer_norm else 1)
 
 
@@ -36,6 +39,9 @@ def block_parameters(shape: ModelShape, *, tp: int = 1) -> int:
 
 
 def _block_size(shape: ModelShape, block: int, tp: int) -> int:
+    if shape.blueprint is not None:
+        assert tp == 1  # E223
+        return num_elements(shape.blueprint.block)
     matrices = sum(_linear_parameters(linear, tp) for linear in block_linears(shape, block))
     of_heads = 2 * norm_parameters(shape, shape.head_dim) if shape.query_key_norm else 0
     experts = shape.experts * _expert_parameters(shape, tp=tp) + _router_parameters(shape) if shape.has_experts(block) else 0
@@ -58,7 +64,9 @@ def vocabulary_parameters(shape: ModelShape, *, tp: int = 1) -> int:
 
 
 def position_parameters(shape: ModelShape) -> int:
-    """GPT-2's and OPT's learned positions."""
+    """GPT-2's and OPT's learned positions; of a blueprint all that stands before the blocks but the embedding."""
+    if shape.blueprint is not None:
+        return num_elements(shape.blueprint.before) - vocabulary_parameters(shape)
     return shape.learned_positions * shape.hidden
 
 

@@ -33,6 +33,7 @@ def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -
     """One reason for each number of the stage's plan, then how it compares."""
     case, stage, fit = spot.case, spot.stage, found.chosen.fit
     reasons = [
+        *_measured(spot),
         _world(case, fit.ground),
         *_degrees(spot, load, found),
         _zero(spot, found),
@@ -57,6 +58,19 @@ def scaled(scale: Scale, precision: Precision) -> list[Reason]:
     told = [f"{name} x {factor:.2f} ({runs} stages)" for runs, name, factor in parts if runs]
     text = f"{' and '.join(told)}, as finished runs in {precision} measured"
     return [Reason(code="calibration.runs", text=text)] if told else []
+
+
+def _measured(spot: Spot) -> list[Reason]:
+    """Nothing for a family that a table has."""
+    shape = spot.shape
+    if shape.blueprint is None:
+        return []
+    norm, mlp = "LayerNorm" if shape.layer_norm else "RMSNorm", "a gated MLP" if shape.gated else "an MLP of two matrices"
+    text = (
+        f"{shape.family} is measured, not known: transformers {shape.blueprint.transformers} built it without weights; its"
+        f" parameters are exact, so is what its blocks keep on a CPU; GPU memory and time are those of {norm} and {mlp}"
+    )
+    return [Reason(code="family.measured", text=text)]
 
 
 def _world(case: Case, ground: Ground) -> Reason:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
+from launcher.plan.families.blueprint import Blueprint, matrices_of, vectors_of
 from launcher.plan.parameters import adapted_linears
 from launcher.plan.shape import Linear, ModelShape, block_linears
 from launcher.plan.share import Share, shares_of
@@ -74,11 +75,10 @@ def tensors_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int
     """Of the fullest tensor rank of a pipeline stage."""
     shares = shares_of(shape, kind, adapter, tp=tp, pp=pp)
     share, start = shares[stage], sum(share.layers for share in shares[:stage])
-    before, behind, vectors = _ends(shape, kind, share, tp=tp)
+    before, behind, first, last = _ends(shape, kind, share, tp=tp)
     blocks = [_block(shape, block, tp=tp) for block in range(start, start + share.layers)]
     all_matrices = (*before, *(size for matrices, _ in blocks for size in matrices), *behind)
-    of_blocks = tuple(size for _, vectors in blocks for size in vectors)
-    all_vectors = vectors + of_blocks if shape.family == "opt" else of_blocks + vectors  # OPT's last norm stands first
+    all_vectors = (*first, *(size for _, vectors in blocks for size in vectors), *last)
     if adapter is None:
         return Tensors(matrices=all_matrices, vectors=all_vectors, frozen=())
     head = (shape.hidden,) if kind == "reward" and share.head else ()  # peft keeps the first head beside the one it trains
@@ -86,8 +86,13 @@ def tensors_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int
     return Tensors(matrices=trained, vectors=(), frozen=all_matrices + all_vectors)
 
 
-def _ends(shape: ModelShape, kind: str, share: Share, *, tp: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(matrices before the blocks, matrices behind them, vectors). A tied matrix is on both ends of a pipeline."""
+_Elements = tuple[int, ...]
+
+
+def _ends(shape: ModelShape, kind: str, share: Share, *, tp: int) -> tuple[_Elements, _Elements, _Elements, _Elements]:
+    """Matrices before the blocks, matrices behind them, vectors before, behind. A tied matrix is on both ends of a pipeline."""
+    if shape.blueprint is not None:
+        return _ends_of_blueprint(shape.blueprint, score=(shape.hidden,) if kind == "reward" else None)
     first, reward = share.stage == 0, kind == "reward"
     tied, rows = shape.tied and not reward, -(-shape.vocab // tp)
     before: tuple[int, ...] = ()
@@ -96,14 +101,25 @@ def _ends(shape: ModelShape, kind: str, share: Share, *, tp: int) -> tuple[tuple
     if first and shape.learned_positions:
         before += (shape.learned_positions * shape.hidden,)
     if not share.head:
-        return before, (), ()
+        return before, (), (), ()
     behind = (shape.hidden,) if reward else () if tied else (rows * shape.hidden,)
     bias = (rows,) if shape.head_bias and not reward else ()
-    return before, behind, _norm(shape, shape.hidden) + bias
+    vectors = _norm(shape, shape.hidden) + bias
+    return (before, behind, vectors, ()) if shape.family == "opt" else (before, behind, (), vectors)  # OPT's norm stands first
+
+
+def _ends_of_blueprint(blueprint: Blueprint, *, score: _Elements | None) -> tuple[_Elements, _Elements, _Elements, _Elements]:
+    """`score`: the head of a reward model, which takes the place of the language head."""
+    before, behind, head = blueprint.before, blueprint.behind, blueprint.head
+    matrices = matrices_of(head) if score is None else score
+    of_head = vectors_of(head) if score is None else ()
+    return matrices_of(before), matrices_of(behind) + matrices, vectors_of(before), vectors_of(behind) + of_head
 
 
 def _block(shape: ModelShape, block: int, *, tp: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(matrices, vectors) of one block. Matrices are split over tensor ranks, norms and the biases of sums are not."""
+    if shape.blueprint is not None:
+        return matrices_of(shape.blueprint.block), vectors_of(shape.blueprint.block)
     linears = block_linears(shape, block)
     matrices = [-(-linear.num_weights // tp) for linear in linears]
     if shape.has_experts(block):

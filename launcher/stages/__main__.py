@@ -3,6 +3,7 @@
     prepare RUN            the whole chain's data and tokenizer, one CPU process
     train RUN STAGE        one rank of one stage; RANK, WORLD_SIZE, MASTER_ADDR … as the deepspeed command sets them
     calibrate RUN DEVICE   one rank of those that measure this machine, started in the same way; DEVICE is cuda or cpu
+    blueprint FOLDER       what a plan has to know of a model whose family it has no table of
     generate RUN …         try a trained model
     export RUN …           write a plain Hugging Face folder
 
@@ -27,7 +28,7 @@ from launcher.rundir.folder import RunDir, StageDir, write_json
 from launcher.rundir.order import StageOrder, read_order
 from launcher.spec.job import JobSpec
 
-TOOLS = {"generate": "launcher.stages.generate", "export": "launcher.stages.export"}  # each has main(argv) -> exit code
+TOOLS = {name: f"launcher.stages.{name}" for name in ("generate", "export", "blueprint")}  # each has main(argv) -> exit code
 STORIES = {kind: f"launcher.stages.{kind}" for kind in ("pretrain", "sft", "reward", "dpo", "ppo")}  # each has run(…)
 
 PR_SET_PDEATHSIG = 1

@@ -13,11 +13,12 @@ from launcher.hosts.machine import free_disk_bytes, total_memory_bytes, usable_c
 from launcher.hosts.networks import network_gbs
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
-from launcher.plan.shape import ModelShape, shape_from_config, shape_of_new
+from launcher.plan.shape import Config, ModelShape, is_known, shape_from_config, shape_of_new
 from launcher.rundir.folder import read_json
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
+from launcher.supervise.blueprints import Unknown
 from launcher.supervise.clusters import remote_machine
 from launcher.supervise.hostfile import local_slots
 
@@ -97,8 +98,13 @@ def _cpu_machine(slots: int, disk_bytes: int) -> Machine:
     )
 
 
-def find_shape(job: JobSpec) -> ModelShape:
-    """From model.new, a folder, the table of well-known models, or the hub.
+def _refused(config: Config, file: str) -> ModelShape:
+    """LauncherError E212: the tables do not have the family."""
+    return shape_from_config(config, file=file)
+
+
+def find_shape(job: JobSpec, unknown: Unknown = _refused) -> ModelShape:
+    """From model.new, a folder, the table of well-known models, or the hub. `unknown`: for a family that no table has.
 
     LauncherError E408, E411 and those of the shape.
     """
@@ -109,7 +115,7 @@ def find_shape(job: JobSpec) -> ModelShape:
     if model.source in KNOWN_CONFIGS and model.revision is None:
         return shape_from_config(KNOWN_CONFIGS[model.source], file=model.source)
     config, place = _json_of(model.source, "config.json", model.revision, field="model.source")
-    return shape_from_config(config, file=place)
+    return shape_from_config(config, file=place) if is_known(config) else unknown(config, place)
 
 
 def _vocab(tokenizer: str | NewTokenizer | None) -> int:

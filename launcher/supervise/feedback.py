@@ -18,6 +18,7 @@ from launcher.plan.plan import StagePlan
 from launcher.plan.replay import Replayed, replay
 from launcher.rundir.folder import RunDir, read_json
 from launcher.spec.stages import Stage
+from launcher.supervise.blueprints import kept_shapes
 from launcher.supervise.calibration import read_scales, scales_path, updating, write_scales
 from launcher.supervise.create import Planned
 from launcher.supervise.facts import find_shape
@@ -54,7 +55,8 @@ def _compare(run: RunDir, planned: Planned, stage: Stage, rates: Rates) -> Compa
     pace = result.get("pace")
     if not isinstance(pace, dict) or not pace.get("longest_row_tokens"):
         return {}
-    machine, shape, plan = planned.plan.machine, find_shape(planned.job), planned.plan.stage(stage.stage_name)
+    machine, plan = planned.plan.machine, planned.plan.stage(stage.stage_name)
+    shape = find_shape(planned.job, kept_shapes(run.path.parent.parent))
     compared: Compared = {}
 
     def predicted(row_tokens: object) -> Replayed:

@@ -20,28 +20,32 @@ from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob
 from launcher.spec.prices import read_prices
 from launcher.spec.wording import nearest
+from launcher.supervise.blueprints import Unknown, kept_shapes
 from launcher.supervise.calibration import rates_here
 from launcher.supervise.facts import asked_slots, detect_machine, find_shape
 
 Fact = TypeVar("Fact")
 
 
-def plan_of(loaded: LoadedJob, *, runs_root: Path) -> Plan:
+def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = None) -> Plan:
     """The plan of every stage, on this machine or on the GPUs that cluster.gpu tells to plan for. Errors as in plan_here."""
     cluster = loaded.job.cluster
     if cluster.gpu is None:
-        return plan_here(loaded, runs_root=runs_root)
+        return plan_here(loaded, runs_root=runs_root, unknown=unknown)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
 
     def machine() -> Machine:
         slots = asked_slots(cluster, num_gpus=0) if counted else None
         return away_machine(gpu, slots=slots, nodes=cluster.nodes or 1)
 
-    return _plan(loaded, machine, lambda: find_shape(loaded.job), runs_root)
+    return _plan(loaded, machine, lambda: find_shape(loaded.job, unknown or kept_shapes(runs_root)), runs_root)
 
 
-def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> Plan:
-    """The plan on this machine. LauncherError with everything that stands against it, at its place in the job file."""
+def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0, unknown: Unknown | None = None) -> Plan:
+    """The plan on this machine. LauncherError with everything that stands against it, at its place in the job file.
+
+    `unknown`: for a family that no table has; None takes what was measured before, and starts nothing.
+    """
     job = loaded.job
 
     def machine() -> Machine:
@@ -50,7 +54,7 @@ def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0) -> 
         return found
 
     def shape() -> ModelShape:
-        found = find_shape(job)
+        found = find_shape(job, unknown or kept_shapes(runs_root))
         if job.cluster.gpu is not None:
             refuse_untrained(found)
         return found

@@ -5,7 +5,6 @@ Disk space is judged by the plan, which knows what each stage writes (E211); sha
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -22,6 +21,7 @@ from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import JobSpec
+from launcher.supervise.packages import missing_package, version
 from launcher.units import bytes_text
 
 PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
@@ -71,27 +71,14 @@ def _nvme_problems(job: JobSpec, plan: Plan) -> list[Problem]:
 
 def package_problems(*more: str) -> list[Problem]:
     """Installed, or not; nothing is imported. The `deepspeed` command must be that of this Python."""
-    missing = [name for name in (*PACKAGES, *more) if _version(name) is None]
-    problems = [_missing(name) for name in missing]
+    missing = [name for name in (*PACKAGES, *more) if version(name) is None]
+    problems = [missing_package(name) for name in missing]
     command = Path(sys.executable).parent / "deepspeed"
     if "deepspeed" not in missing and not os.access(command, os.X_OK):
         what = f"the command {command} is missing, though the package is installed"
         hint = f"{sys.executable} -m pip install --force-reinstall --no-deps deepspeed"
         problems.append(Problem(code="E407", where="deepspeed", what=what, hint=hint))
     return problems
-
-
-def _missing(name: str) -> Problem:
-    extra = ", needed for model.quantize" if name == "bitsandbytes" else ""
-    what = f"{name} is not installed for {sys.executable}{extra}"
-    return Problem(code="E407", where=name, what=what, hint=f"{sys.executable} -m pip install {name}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _path_problems(job: JobSpec) -> list[Problem]:
@@ -130,6 +117,6 @@ def _memory_problem(where: str, needed: int, free: int) -> Problem:
 
 def record_versions(run: RunDir) -> None:
     """versions.json: what this run is made with on this host. The ranks use the same Python."""
-    packages = {name: _version(name) for name in ("zerolaunch", *PACKAGES, "bitsandbytes", "pydantic", "huggingface-hub")}
+    packages = {name: version(name) for name in ("zerolaunch", *PACKAGES, "bitsandbytes", "pydantic", "huggingface-hub")}
     facts = {"python": platform.python_version(), "system": platform.platform(), "host": socket.gethostname()}
     write_json(run.path / "versions.json", {"schema": 1, **facts, "packages": packages})

@@ -25,6 +25,7 @@ CASES = [
     *((family, 2, "bf16", kernel, None) for family in GROUPED for kernel in ("sdpa", "eager")),
     *((family, None, "bf16", "sdpa", adapter) for family in FAMILIES for adapter in ADAPTERS),
     *(("llama", 2, "fp32", "sdpa", adapter) for adapter in ADAPTERS),
+    *((family, None, "bf16", "eager", ADAPTERS[1]) for family in FAMILIES),
 ]
 
 

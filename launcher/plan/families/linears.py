@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.plan.families.model_shape import AnyFamily, ModelShape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
-    """One weight matrix of a block. LoRA and nf4 work on these and on nothing else."""
-
-    name: str  # last part of the module's name
-    inputs: int
-    outputs: int
-    bias: bool
-    row: bool  # tensor parallel ranks split its inputs and add up; the others split their outputs
-
-    @property
-    def num_weights(self) -> int:
-        return self.inputs * self.outputs
+from launcher.plan.families.linear import Linear
+from launcher.plan.families.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +21,7 @@ class _Names:
 _QKV = ("q_proj", "k_proj", "v_proj")
 _GATED_NAMES = _Names(attention=_QKV, attention_out="o_proj", mlp=("gate_proj", "up_proj"), mlp_out="down_proj")
 _FUSED_NAMES = _Names(attention=("query_key_value",), attention_out="dense", mlp=("dense_h_to_4h",), mlp_out="dense_4h_to_h")
-_NAMES: dict[AnyFamily, _Names] = {
+_NAMES: dict[str, _Names] = {
     "phi": _Names(attention=_QKV, attention_out="dense", mlp=("fc1",), mlp_out="fc2"),
     "phi3": _Names(attention=("qkv_proj",), attention_out="o_proj", mlp=("gate_up_proj",), mlp_out="down_proj"),
     "gpt2": _Names(attention=("c_attn",), attention_out="c_proj", mlp=("c_fc",), mlp_out="c_proj"),
@@ -46,10 +32,12 @@ _NAMES: dict[AnyFamily, _Names] = {
 
 
 def block_linears(shape: ModelShape, block: int = 0) -> tuple[Linear, ...]:
-    """In the order of the forward pass. Experts are no linear layers: transformers keeps those of a block in two stacks.
+    """In the order in which a block declares them. Experts are none: transformers keeps those of a block in two stacks.
 
     `block`, from 0, matters only where some blocks have experts and others none.
     """
+    if shape.blueprint is not None:
+        return shape.blueprint.linears
     if not shape.has_experts(block):
         return _attention(shape) + _mlp(shape, shape.dense_ffn or shape.ffn)
     if not shape.shared_ffn:
@@ -63,7 +51,8 @@ def _attention(shape: ModelShape) -> tuple[Linear, ...]:
     names = _NAMES.get(shape.family, _GATED_NAMES)
     widths = [query + 2 * key_value] if len(names.attention) == 1 else [query, key_value, key_value]
     into = _columns(names.attention, shape.hidden, widths, bias=shape.attention_bias)
-    return (*into, Linear(name=names.attention_out, inputs=query, outputs=shape.hidden, bias=shape.out_bias, row=True))
+    out = Linear(name=names.attention_out, inputs=query, outputs=shape.hidden, bias=shape.out_bias, row=True)
+    return (out, *into) if shape.family == "phi3" else (*into, out)
 
 
 def _mlp(shape: ModelShape, ffn: int) -> tuple[Linear, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from launcher.plan.families.blueprint import Blueprint, vectors_of
 from launcher.spec.model import Family
 from launcher.spec.new_model import ARCHITECTURES
 
@@ -12,17 +13,17 @@ PlannedFamily = Literal["falcon", "mixtral", "qwen2_moe", "qwen3_moe"]
 AnyFamily = Family | PlannedFamily
 
 FAMILIES: tuple[Family, ...] = tuple(ARCHITECTURES)  # can be trained
-_NEAREST_TRAINED: dict[AnyFamily, Family] = {
+_NEAREST_TRAINED: dict[str, str] = {
     "falcon": "gpt_neox",
     "mixtral": "mistral",
     "qwen2_moe": "qwen2",
     "qwen3_moe": "qwen3",
 }
-PLANNED_ONLY: tuple[AnyFamily, ...] = tuple(_NEAREST_TRAINED)  # counted and planned for, not trained yet
+PLANNED_ONLY: tuple[AnyFamily, ...] = get_args(PlannedFamily)  # counted and planned for, not trained yet
 PLANNED_FAMILIES: tuple[AnyFamily, ...] = FAMILIES + PLANNED_ONLY
 
 
-def nearest_trained(family: AnyFamily) -> AnyFamily:
+def nearest_trained(family: str) -> str:
     """Itself, or the family most like it that can be trained."""
     return _NEAREST_TRAINED.get(family, family)
 
@@ -34,7 +35,7 @@ _LAYER_NORM = ("phi", "gpt2", "gpt_neox", "opt", "falcon")  # and an MLP of two 
 class ModelShape:
     """What has to be known of a causal language model to plan it."""
 
-    family: AnyFamily
+    family: str  # model_type of its config
     vocab: int
     hidden: int
     layers: int
@@ -56,11 +57,12 @@ class ModelShape:
     shared_ffn: int = 0  # columns of the expert that every token passes beside its own; 0: there is none
     dense_ffn: int = 0  # columns of the MLP of a block without experts, in a model that has some with
     dense_blocks: tuple[int, ...] = ()  # numbers of those blocks, from 0
+    blueprint: Blueprint | None = None  # of a family that is in no table: what its numbers are counted from
 
     @property
     def trainable(self) -> bool:
         """Whether the ranks can train the family; the others are for planning only."""
-        return self.family in FAMILIES
+        return self.family in FAMILIES if self.blueprint is None else self.blueprint.untrained is None
 
     @property
     def dense_layers(self) -> int:
@@ -73,18 +75,20 @@ class ModelShape:
     @property
     def gated(self) -> bool:
         """SwiGLU or its like: a third matrix in the MLP."""
-        return self.family not in _LAYER_NORM
+        return self.family not in _LAYER_NORM if self.blueprint is None else self.blueprint.gated
 
     @property
     def layer_norm(self) -> bool:
         """LayerNorm with a bias instead of RMSNorm."""
-        return self.family in _LAYER_NORM
+        return self.family in _LAYER_NORM if self.blueprint is None else self.blueprint.layer_norm
 
     @property
     def learned_positions(self) -> int:
         """Rows of the table of positions, 0 where they are rotary or ALiBi. OPT's begins with two rows that nothing uses."""
+        if self.blueprint is not None:
+            return self.blueprint.learned_positions
         return {"gpt2": self.positions, "opt": self.positions + 2}.get(self.family, 0)
 
     @property
     def head_bias(self) -> bool:
-        return self.family == "phi"
+        return self.family == "phi" if self.blueprint is None else bool(vectors_of(self.blueprint.head))

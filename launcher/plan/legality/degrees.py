@@ -20,6 +20,16 @@ from launcher.spec.stages import Ppo, Sft
 from launcher.spec.wording import listed
 
 
+def degrees_need_a_known_family(spot: Spot) -> Iterator[Refusal]:
+    asked, blueprint = spot.asked, spot.shape.blueprint
+    if blueprint is not None and asked.replica > 1:
+        what = f"{degrees_text(asked)} with {spot.shape.family}: the ranks can cut only families whose parts they know"
+        first = next(name for name in DEGREES if getattr(asked, name) > 1)
+        yield Refusal(
+            path=spot.parallel(first), what=what, hint="leave the degrees at 1: ZeRO 3 splits its weights all the same"
+        )
+
+
 def degrees_divide_the_ranks(spot: Spot) -> Iterator[Refusal]:
     if spot.dp is not None:
         return
@@ -136,6 +146,14 @@ def balance_needs_a_pipeline(spot: Spot) -> Iterator[Refusal]:
 
 
 DEGREE_RULES: tuple[Rule, ...] = (
+    Rule(
+        code="E223",
+        refuses="any degree above 1 with a family that no table has",
+        because="how matrices are cut, and where a pipeline may be, is a table of families (train/families.py)",
+        instead="degrees of 1; data parallelism with ZeRO works",
+        find=degrees_need_a_known_family,
+        proof=("ours: train/families.py",),
+    ),
     Rule(
         code="E201",
         refuses="degrees whose product does not divide the ranks",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.legality.rule import Refusal, Rule, Spot
-from launcher.plan.shape import PLANNED_ONLY, ModelShape, block_linears, nearest_trained
+from launcher.plan.shape import FAMILIES, PLANNED_ONLY, ModelShape, block_linears, nearest_trained
 
 NF4_BLOCK = 64  # weights that share a scale, counted through the whole matrix
 AVX512_STEP = 16  # weights that the kernel reads at once
@@ -16,8 +16,11 @@ def untrained(shape: ModelShape) -> Iterator[Refusal]:
     """What is said where a model is to be trained whose family can only be planned for."""
     if shape.trainable:
         return
-    what = f"{shape.family} can be planned for, not trained yet: the ranks do not know its blocks"
-    hint = f"train a {nearest_trained(shape.family)} model; `launcher plan` with cluster.gpu and cluster.slots plans this one"
+    because = "the ranks do not know its blocks" if shape.blueprint is None else shape.blueprint.untrained
+    what = f"{shape.family} can be planned for, not trained yet: {because}"
+    near = f"a {nearest_trained(shape.family)} model"
+    other = near if shape.blueprint is None else f"a model of another family ({', '.join(FAMILIES)})"
+    hint = f"train {other}; `launcher plan` with cluster.gpu and cluster.slots plans this one"
     yield Refusal(path=("model", "source"), what=what, hint=hint)
 
 
@@ -25,6 +28,15 @@ def family_is_trained_here(spot: Spot) -> Iterator[Refusal]:
     """A job that names its GPU may be planned for elsewhere; where it is to run all the same, supervise/planning.py refuses."""
     if spot.job.cluster.gpu is None:
         yield from untrained(spot.shape)
+
+
+def rewards_have_a_classifier(spot: Spot) -> Iterator[Refusal]:
+    blueprint = spot.shape.blueprint
+    if blueprint is not None and not blueprint.scores and spot.stage.kind in ("reward", "ppo"):
+        what = (
+            f"{spot.stage.kind} with {spot.shape.family}: transformers {blueprint.transformers} has no classifier of the family"
+        )
+        yield Refusal(path=spot.of_stage(), what=what, hint="leave the stage out (dpo needs no rewards), or use another family")
 
 
 def experts_get_no_adapter(spot: Spot) -> Iterator[Refusal]:
@@ -85,11 +97,24 @@ def adapter_finds_its_targets(spot: Spot) -> Iterator[Refusal]:
 MODEL_RULES: tuple[Rule, ...] = (
     Rule(
         code="E222",
-        refuses=f"{', '.join(PLANNED_ONLY)}, but for `plan` with cluster.gpu",
-        because="their parameters are counted, their blocks not yet trained",
+        refuses=f"{', '.join(PLANNED_ONLY)}, and families of no table that change their logits behind the head (granite,"
+        " cohere), but for `plan` with cluster.gpu",
+        because="their parameters are counted, their blocks not yet trained; the ranks apply the head to what the blocks give"
+        " (train/scoring.py) and would train other logits",
         instead="the nearest family that is trained",
         find=family_is_trained_here,
-        proof=("ours: train/families.py",),
+        proof=(
+            "ours: train/families.py",
+            "tests/stages/test_blueprints.py::test_logits_that_are_changed_behind_the_head_are_seen",
+        ),
+    ),
+    Rule(
+        code="E222",
+        refuses="reward and ppo with a family of no table for which transformers has no classifier",
+        because="rewards and values are one score a token, from the classifier's head",
+        instead="dpo, or another family",
+        find=rewards_have_a_classifier,
+        proof=("tests/stages/test_blueprints.py::test_a_family_without_a_classifier_is_known_as_such",),
     ),
     Rule(
         code="E222",

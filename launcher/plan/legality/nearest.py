@@ -43,7 +43,12 @@ def degrees_fit(spot: Spot, asked: Asked, *, batch: bool = True) -> bool:
 
 def searched_degrees_fit(spot: Spot) -> bool:
     """Whether a plan that chooses the degrees has some above 1 that suit the ranks, the model and the rows of a step."""
-    if not spot.asked.searches or isinstance(spot.stage, Ppo) or is_quantized(spot.job, spot.stage.kind):
+    if (
+        not spot.asked.searches
+        or spot.shape.blueprint is not None
+        or isinstance(spot.stage, Ppo)
+        or is_quantized(spot.job, spot.stage.kind)
+    ):
         return False
     divisors = [degree for degree in range(1, spot.case.world + 1) if spot.case.world % degree == 0]
     choices = product(divisors, repeat=len(DEGREES))

@@ -5,6 +5,7 @@ There is no GPU, and 5 MiB are free on every disk: what is said of a machine is 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -14,9 +15,12 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.cli.main import main
+from launcher.rundir.folder import write_json
+from launcher.supervise.blueprints import blueprint_path
 from launcher.units import MIB
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "errors"
+BLUEPRINT = GOLDEN.parent / "blueprint_olmo2.json"  # a config, and what the node side makes of it
 BAD_HOSTS = "worker-1 slots=8\nworker-1 slots=8\nw0;id slots=1\n-oProxyCommand=id slots=1\nw1 slots=4garbage\nw2 slots=0\nw3\n"
 BAD_CALIBRATION = (
     '{"schema": 1, "device": "h100-80gb", "measured": "2026-11-28T10:00:00Z", "ranks": 8, "gpu": {"tflops_16bit": -7},\n'
@@ -26,7 +30,7 @@ BAD_PRICES = "currency: euro\ngpu_hours: {h100-80gb: 2}\ngpu_hour: {a100-80gb: c
 
 
 MODELS = {
-    "bert": '{"model_type": "bert", "hidden_size": 768}',
+    "nameless": '{"hidden_size": 768}',
     "damaged": '{"model_type": "llama", "vocab_size": "many", "hidden_size": 64, "num_hidden_layers": -2}',
 }
 
@@ -50,6 +54,10 @@ def make_folder(folder: Path, file: str, text: str) -> None:
     (folder / "empty").mkdir()
     (folder / "bad_runs" / "calibration").mkdir(parents=True)
     (folder / "bad_runs" / "calibration" / "h100-80gb.json").write_text(BAD_CALIBRATION, encoding="utf-8")
+    told = json.loads(BLUEPRINT.read_text(encoding="utf-8"))
+    (folder / "olmo2").mkdir()
+    (folder / "olmo2" / "config.json").write_text(json.dumps(told["config"]), encoding="utf-8")
+    write_json(blueprint_path(folder / "runs", told["config"]), told["blueprint"])
     (folder / "bad_runs" / "calibration" / "scales.json").write_text('{"schema": 1, "scales": [', encoding="utf-8")
 
 
