@@ -45,6 +45,7 @@ stages:
 """
 LAYOUTS = {
     "ZeRO 1, dp 2": "{zero: 1}",
+    "ZeRO 2, dp 2": "{zero: 2}",
     "ZeRO 3, dp 2": "{zero: 3}",
     "tensor 2": "{tensor: 2}",
     "pipeline 2": "{pipeline: 2}",

@@ -50,9 +50,10 @@ FRAGMENTATION = 1.077  # reserved / allocated
 LOG_SIGMA = 0.12
 # Resident size of a CPU rank that trains nearly nothing: 539-542 in five layouts, 388 of it its own, the rest libraries.
 CPU_FIXED_BYTES = 540 * MIB
-# Resident / tensors at the peak of a CPU rank: freed blocks below 32 MiB stay with the process, in holes between others. Of 28
-# runs of 36-150 M parameters: 1.12-1.54 (ZeRO 3: 1.25-1.53), and 1.03-1.05 where glibc maps every tensor by itself.
-CPU_HEAP, CPU_HEAP_GATHERING = 1.3, 1.4
+# Resident / tensors at the peak of a CPU rank: freed blocks below 32 MiB stay with the process, in holes between others, which
+# grow over the first five steps or so. 1.39-1.63 in five layouts of 41 M parameters over 24 steps on quiet cores, 1.22-1.45 in
+# eight of 36-97 M parameters over 10 steps; 1.03-1.05 where glibc maps every tensor by itself.
+CPU_HEAP = 1.4
 SHARD_WASTE = 1.2  # held / shards after loading under ZeRO 3: 1.21 and 1.23 measured with 0.5 and 1 B parameters
 
 
@@ -164,8 +165,7 @@ def _rank_parts(load: Load, layout: Layout, held: Held) -> dict[str, int]:
 
 def _fixed_parts(layout: Layout, allocated_bytes: int) -> dict[str, int]:
     if not layout.cuda:
-        heap = CPU_HEAP_GATHERING if layout.parameter_shards > 1 else CPU_HEAP
-        return {"heap_holes": round((heap - 1) * allocated_bytes), "fixed": CPU_FIXED_BYTES}
+        return {"heap_holes": round((CPU_HEAP - 1) * allocated_bytes), "fixed": CPU_FIXED_BYTES}
     groups = sum(degree > 1 for degree in (layout.dp, layout.tp, layout.pp, layout.sp))
     fixed = {"fragmentation": round((FRAGMENTATION - 1) * allocated_bytes), "context": CONTEXT_BYTES}
     return fixed | ({"communicators": groups * COMMUNICATOR_BYTES} if groups else {})

@@ -2,7 +2,7 @@
 
 Twice. What is held: glibc maps every tensor by itself, so that memory that is freed is gone; the plan without its `heap_holes`.
 What the machine sees: real processes of `python -m launcher.stages train` with glibc as it is, and their peak resident size.
-Planned / measured in the full table on 2026-11-28: held 0.93-1.08 (20 layouts), seen 0.92-1.07 (8 layouts).
+Planned / measured in the full table on 2026-11-28: held 0.93-1.08 (20 layouts), seen 0.98-1.09 (8 layouts).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.stages.runs import FIRST, VOCAB, save_rows
 pytestmark = pytest.mark.ranks
 
 WITHIN = 0.1
+STEPS = 10  # of a process that is seen: its heap grows over the first five
 MAPPED_BYTES = 2**16  # blocks from this size on are given back when they are freed
 MODELS = {
     "small": Model(new=NewModel(family="llama", layers=6, hidden=384, heads=6, kv_heads=3, ffn=1024, tied=False), vocab=12_288),
@@ -158,6 +159,6 @@ def resident_peaks(run, case: Case) -> list[int]:
 @pytest.mark.parametrize("case", SEEN, ids=lambda case: case.text())
 def test_a_process_has_the_size_that_is_planned(model_world, case):
     peak = sum(planned(case).values())
-    seen = max(resident_peaks(make_case(model_world(case), case, MODELS[case.model].shape, steps=3), case))
+    seen = max(resident_peaks(make_case(model_world(case), case, MODELS[case.model].shape, steps=STEPS), case))
     print(f"{case.text()}: planned {peak >> 20} MiB, seen {seen >> 20} MiB, {peak / seen - 1:+.1%}")
     assert peak == pytest.approx(seen, rel=WITHIN)

@@ -62,6 +62,8 @@ class Constants:
     shard_scale: float = 287.8  # ranks at which ZeRO-3's collectives run at half speed
     hop_exposed: float = 0.5334  # of a pipeline's sends
     collective_s: float = 4e-5
+    gather_cost: float = 1.0  # seconds of an all-gather / those of a ring that sends as much
+    scatter_cost: float = 1.0
     # software
     deepspeed: float = 1.117  # the engine's hooks, on every kernel
     deepspeed_zero3: float = 1.174
@@ -101,4 +103,8 @@ CPU = replace(
     optimizer_bytes=14.0,
     launch_cpu=5e-4,
     collective_s=3e-4,
+    # gloo, measured: an all-gather takes as long as the all-reduce of the same vector, a reduce-scatter 2.7 times as long; a ring
+    # would take half. Both are told beside the mean speed of all-reduce and all-gather.
+    gather_cost=1.6,
+    scatter_cost=4.0,
 )

@@ -151,7 +151,8 @@ def _data_seconds(work: Work, links: Links, stack: Stack, constants: Constants, 
     # DeepSpeed joins gradients in buckets and all-reduces them, ZeRO 2 after each micro-batch (stage_1_and_2.py:1695, :2294)
     reduces = 2 if stack.deepspeed or work.zero == 0 else 1
     times = work.micro_batches if stack.deepspeed and work.zero == 2 else 1
-    moved = around * trained * (reduces * times * work.gradient_bytes + (size if work.zero else 0))
+    gathered = size * constants.gather_cost if work.zero else 0
+    moved = around * trained * (reduces * times * work.gradient_bytes + gathered)
     hidden = stack.overlaps_data and not (stack.deepspeed and work.pp > 1)  # its pipeline engine switches the overlap off
     return moved / bandwidth * (constants.data_exposed if hidden else 1.0)
 
@@ -163,12 +164,12 @@ def _sharded_seconds(
     shards = work.shards
     around = (shards - 1) / shards
     slower = 1 + shards / constants.shard_scale
-    scattered = around * parameters * work.scatter_bytes * _trained_share(work) / bandwidth
-    gathered = around * parameters * work.gather_bytes / bandwidth
+    scattered = constants.scatter_cost * around * parameters * work.scatter_bytes * _trained_share(work) / bandwidth
+    gathered = constants.gather_cost * around * parameters * work.gather_bytes / bandwidth
     sent = (scattered + gathered) * slower
     if work.gathers > 1:
         near = work.near_ranks if work.near_ranks > 1 else shards
-        second = (near - 1) / near * parameters * work.gather_bytes
+        second = constants.gather_cost * (near - 1) / near * parameters * work.gather_bytes
         speed = links.strided(near, stride=work.tp, constants=constants)
         sent += (work.gathers - 1) * second / speed * (1 + near / constants.shard_scale)
     return max(pass_s + constants.shard_exposed * sent, sent + constants.shard_interference * pass_s) - pass_s

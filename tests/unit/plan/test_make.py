@@ -106,7 +106,7 @@ def test_no_plan_fits_names_the_smallest_change_that_works(make_job, plan, cpu):
         plan(make_job(asked), machine=tiny_machine)
     assert caught.value.exit_code == 3
     assert caught.value.text() == (
-        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 684.0 MiB a rank, 570.0 MiB are there\n"
+        "job.yaml:9:1 [E210] stages.sft: no plan fits: at least 695.1 MiB a rank, 570.0 MiB are there\n"
         "  hint: leave batch.micro out: a smaller micro-batch fits"
     )
     assert plan(make_job({"stages.0.data.max_tokens": 512}), machine=tiny_machine).stages
