@@ -6,7 +6,7 @@ python benchmarks/planner.py --fit                  the constants that all sourc
 
 Scored is |predicted / measured - 1|: its mean (MAPE) and median, for step times and for peaks of memory, and what choosing the
 predicted fastest of measured choices for one job loses of throughput, on average. A dense decoder row with complete = 1 that
-cannot be scored counts as an error of 100 %.
+cannot be scored counts as an error of 100 %. What is taken for a size or a GPU that a row does not tell is counted: `assumed`.
 
 The result says what it was worked out from: hashes of the data and of all constants, and how the shipped constants score by the
 formulas of that day. A test compares them with today's.
@@ -105,6 +105,7 @@ def summary(scored: Sequence[Scored], skipped: Sequence[Skipped]) -> dict[str, o
         "memory_true_over_predicted": _spread(memory),
         "over_limit_at_95": _mean([float(exceeds(one)) for one in memory]),
         "missed": sum(one.missed for one in skipped),
+        "assumed": dict(Counter(said for one in scored for said in one.point.assumed).most_common()),
         "skipped": dict(Counter(one.reason for one in skipped).most_common()),
     }
 
@@ -207,16 +208,17 @@ def hold_out_all(points: Sequence[Point]) -> list[Scored]:
 
 
 def report_text(summary: dict[str, object], sources: list[dict[str, object]], rows: list[dict[str, object]]) -> str:
-    lines = [f"{name:18} {value}" for name, value in summary.items() if name != "skipped"]
+    lines = [f"{name:18} {value}" for name, value in summary.items() if name not in ("skipped", "assumed")]
     lines += ["", f"{'source':64} {'rows':>5} {'MAPE':>7} {'median':>7} {'ratio':>6}"]
     for one in sources:
         name = f"{one['source']} ({one['measures']})"[-64:]
         lines.append(f"{name:64} {one['rows']:5} {one['mape']:7.1%} {one['median']:7.1%} {one['ratio']:6.2f}")
     lines += ["", "worst rows (predicted / measured)"]
     lines += [f"  {one['ratio']:5.2f}  {one['id']}: {one['what']}" for one in rows]
-    skipped = summary["skipped"]
-    assert isinstance(skipped, dict)
-    lines += ["", "skipped", *(f"  {count:4}  {reason}" for reason, count in skipped.items())]
+    for title in ("assumed", "skipped"):
+        reasons = summary[title]
+        assert isinstance(reasons, dict)
+        lines += ["", title, *(f"  {count:4}  {reason}" for reason, count in reasons.items())] if reasons else []
     return "\n".join(lines)
 
 

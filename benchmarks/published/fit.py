@@ -17,6 +17,7 @@ import numpy as np
 from launcher.plan.cost.constants import PUBLISHED, Constants
 from launcher.plan.cost.of_stage import Clock, Speeds
 from launcher.plan.cost.step import step_time
+from published.hosts import host_seconds
 from published.peaks import PeakConstants, peak_bytes
 from published.rows import Point
 
@@ -92,7 +93,8 @@ def predict_time(point: Point, constants: Constants) -> float:
             gpu=point.gpu, links=point.links, stack=point.stack, constants=constants, host_ranks=min(8, point.work.world)
         )
         return Clock(point.own.load, speeds).time(point.own.layout).step_s
-    return step_time(point.work, point.gpu, point.links, stack=point.stack, constants=constants).step_s
+    time = step_time(point.work, point.gpu, point.links, stack=point.stack, constants=constants)
+    return time.step_s + host_seconds(point, constants, time)
 
 
 def fit_times(points: Sequence[Point]) -> Constants:

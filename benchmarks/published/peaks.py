@@ -8,12 +8,14 @@ gradients; Megatron keeps fp32 gradients and splits the optimizer; FSDP shards e
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from launcher.plan.activations import ADAPTER_KEEPS, EAGER, PIPELINE_COPIES, RECOMPUTED_BLOCKS, Footprint, kept_by_block
-from launcher.plan.cost.work import Work
+from launcher.plan.cost.work import Work, element_bytes
 from launcher.plan.memory import COMMUNICATOR_BYTES, CONTEXT_BYTES, FRAGMENTATION, memory_of
 from launcher.plan.parameters import block_parameters, vocabulary_parameters
+from launcher.plan.plan import Precision
 from launcher.plan.shape import block_linears
 from launcher.plan.states import LIVE_PARAMETERS, SUB_GROUP_ELEMENTS
 from published.ours import Own
@@ -24,8 +26,7 @@ MEGATRON = Footprint(rms_norm_bytes=0, rms_norm=2, layer_norm=2, outside=1, head
 MEGATRON_GATED = replace(MEGATRON, gated=3, outside=0)  # SwiGLU keeps its two inputs and its output; no dropout
 COMPOSER = Footprint(rms_norm_bytes=0, rms_norm=2, layer_norm=2, outside=2, heads=1, out=1, gated=4, plain=2, scores=4)
 FOOTPRINTS = {"transformers": EAGER, "fsdp": COMPOSER}
-CONTEXT_KINDS = ("nvidia-smi", "GPU memory", "total over GPUs", "")  # what counts the CUDA context
-OPERATIONS_KEEP = 0.6  # of a block, where every other product is kept and the rest recomputed (torchtitan)
+BLOCKS_ON_DEVICE = 2  # of inputs that are kept on the host
 ALLOCATED_KINDS = ("allocated",)  # what counts neither context nor fragmentation
 
 
@@ -55,7 +56,7 @@ def peak_bytes(point: Point, constants: PeakConstants) -> float:
         allocated = _own_bytes(point.own)
     else:
         allocated = max(_stage_bytes(point, stage, constants) for stage in {0, work.pp // 2, work.pp - 1})
-    kind = point.row.get("mem_kind") or ""
+    kind = (point.row.get("mem_kind") or "").lower()
     if any(word in kind for word in ALLOCATED_KINDS):
         return allocated
     reserved = allocated * constants.fragmentation
@@ -80,6 +81,8 @@ def _stage_bytes(point: Point, stage: int, constants: PeakConstants) -> float:
     logit = constants.logit_bytes_parallel if point.stack.name.startswith("megatron") else constants.logit_bytes
     logits = logit * work.tokens * shape.vocab / work.tp if stage == work.pp - 1 else 0.0
     kept = kept_bytes(point, stage, constants)
+    if work.recomputes == "operations":  # one block is whole again where its backward pass begins
+        return states + kept + max(logits, _block_bytes(point, constants))
     if work.recomputes != "all":
         return states + kept + logits
     flying = _flying(work, stage)
@@ -90,8 +93,13 @@ def _stage_bytes(point: Point, stage: int, constants: PeakConstants) -> float:
 def kept_bytes(point: Point, stage: int, constants: PeakConstants) -> float:
     """What the blocks of a stage hold for the backward pass: all they save, or their inputs where they are recomputed."""
     work = point.work
-    block = 2 * work.tokens * work.shape.hidden if work.recomputes == "all" else _block_bytes(point, constants)
-    return _flying(work, stage) * _layers(work, stage) * block
+    blocks = _flying(work, stage) * _layers(work, stage)
+    if work.recomputes == "operations":
+        return blocks * _operations_bytes(work)
+    if work.recomputes != "all":
+        return blocks * _block_bytes(point, constants)
+    block = element_bytes(work.arithmetic) * work.tokens * work.shape.hidden
+    return (min(blocks, BLOCKS_ON_DEVICE) if "activations" in point.on_host else blocks) * block
 
 
 def _flying(work: Work, stage: int) -> float:
@@ -118,37 +126,99 @@ def _block_bytes(point: Point, constants: PeakConstants) -> float:
     """What one block keeps of one micro-batch."""
     work, eager = point.work, point.work.attention == "eager"
     footprint = FOOTPRINTS.get(point.stack.name, MEGATRON_GATED if work.shape.gated else MEGATRON)
-    kept = kept_by_block(work.shape, footprint, "bf16", row_tokens=work.row_tokens, eager=eager, tp=work.tp)
+    precision: Precision = "fp32" if element_bytes(work.arithmetic) == 4 else "bf16"
+    kept = kept_by_block(work.shape, footprint, precision, row_tokens=work.row_tokens, eager=eager, tp=work.tp)
     if point.stack.norms_split:
-        kept = kept_by_block(work.shape, footprint, "bf16", row_tokens=work.row_tokens, eager=eager) / work.tp
+        kept = kept_by_block(work.shape, footprint, precision, row_tokens=work.row_tokens, eager=eager) / work.tp
     if work.recomputes == "attention" and eager:
         kept -= 5 * work.shape.heads * work.row_tokens / work.tp
-    if work.recomputes == "operations":
-        kept *= OPERATIONS_KEEP
     adapter = constants.adapter_keeps if work.trained != "all" else 1.0
     return constants.kept * adapter * work.tokens * kept
 
 
+def _operations_bytes(work: Work) -> float:
+    """Of one block whose input, attention and every other matrix product are kept, as torchtitan lists them."""
+    shape = work.shape
+    query, key_value = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    products = query + 2 * key_value + 2 * shape.hidden + (2 if shape.gated else 1) * shape.ffn
+    elements = shape.hidden + (query + products / 2) / work.tp
+    return element_bytes(work.arithmetic) * work.tokens * elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """Bytes for each parameter of a rank before ZeRO."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+
 def _states(point: Point, parameters: float, constants: PeakConstants) -> float:
-    work, shards = point.work, point.work.shards
+    work = point.work
     if work.trained != "all":
         return _adapter_states(point, parameters, constants)
-    amp = "amp" in point.row["precision"]
+    kept, around = _kept_states(point), _around_states(point, parameters, constants)
+    if "optimizer" in point.on_host:
+        sums = kept.gradients if work.zero < 2 else 0.0  # from ZeRO 2 on gradients go down as they come
+        kept = replace(kept, gradients=sums, optimizer=0.0)
+    if "parameters" in point.on_host and work.zero == 3:
+        kept = replace(kept, weights=0.0)
+    return parameters * (kept.weights + kept.gradients + kept.optimizer) + around
+
+
+def _kept_states(point: Point) -> States:
+    work, shards = point.work, point.work.shards
+    size, moments = element_bytes(work.arithmetic), _moment_bytes(point)
     if point.stack.name == "fsdp":
-        gathered = 4 * block_parameters(work.shape) * constants.live
-        return (4 + 4 + 8 if amp else 2 + 2 + 8) * parameters / shards + gathered
+        held = 4 if size == 4 or _in_fp32(point) else 2
+        return States(weights=held / shards, gradients=held / shards, optimizer=moments / shards)
     if point.stack.name.startswith("megatron") and not point.stack.deepspeed:
-        return parameters * (2 + 4 + 12 / (shards if work.zero else 1))
-    buckets = constants.buckets * (2e9 if point.stack.name != "transformers" else 4 * max(work.shape.hidden**2, 2**24))
-    if work.gradient_bytes == 4:
-        return parameters * (2 + 2 + 4 + 12 / shards) + buckets
+        split = shards if work.zero else 1
+        return States(weights=size, gradients=4, optimizer=(moments + (4 if size == 2 else 0)) / split)
+    masters = moments + 4 if size == 2 or work.zero else moments
+    if size == 2 and work.gradient_bytes == 4:
+        return States(weights=2, gradients=2 + 4, optimizer=masters / shards)
     zero = max(work.zero, 1)  # in 16 bit with fp32 states a program without ZeRO keeps the same as ZeRO 1 on one rank
-    if work.zero == 0:
-        shards = 1
+    split = shards if work.zero else 1
     if zero == 3:
-        live = constants.live * 2 * 0.55 * min(LIVE_PARAMETERS, parameters) if shards > 1 else 0.0
-        return 16 * parameters / shards + 4 * min(SUB_GROUP_ELEMENTS, parameters / shards) + live + buckets
-    return parameters * (2 + (2 / shards if zero == 2 else 2) + 16 / shards) + buckets
+        return States(weights=size / split, gradients=size / split, optimizer=masters / split)
+    copies = 4 / split if size == 2 else 0.0  # at the step
+    return States(weights=size, gradients=size / split if zero == 2 else size, optimizer=masters / split + copies)
+
+
+def _around_states(point: Point, parameters: float, constants: PeakConstants) -> float:
+    """Bytes of buckets and gathered parameters."""
+    work, shards = point.work, point.work.shards
+    if point.stack.name == "fsdp":
+        whole = 2 * parameters if work.gathers == 1 else 0.0  # SHARD_GRAD_OP
+        return whole + 4 * block_parameters(work.shape) * constants.live
+    if point.stack.name.startswith("megatron") and not point.stack.deepspeed:
+        return 0.0
+    buckets = constants.buckets * (2e9 if point.stack.name != "transformers" else 4 * max(work.shape.hidden**2, 2**24))
+    if work.zero < 3 or (work.gradient_bytes == 4 and element_bytes(work.arithmetic) == 2):
+        return buckets
+    live = constants.live * 2 * 0.55 * min(LIVE_PARAMETERS, parameters) if shards > 1 else 0.0
+    step = 0.0 if "optimizer" in point.on_host else 4 * min(SUB_GROUP_ELEMENTS, parameters / shards)
+    return step + live + buckets
+
+
+def _in_fp32(point: Point) -> bool:
+    """FSDP's weights, which it casts for each pass: torchtitan's always, others' where they say mixed precision."""
+    precision = point.row["precision"].lower()
+    return "titan" in point.row["framework"].lower() or bool(re.search("amp|mixed|fp32 (param|master|weight)", precision))
+
+
+def _moment_bytes(point: Point) -> float:
+    """Of the optimizer, in fp32 unless the row says otherwise; torch's own keeps those of 16-bit weights in 16 bit."""
+    optimizer, precision = point.row["optimizer"].lower(), point.row["precision"].lower()
+    if re.search(r"8.?bit", optimizer):
+        return 2
+    if "adafactor" in optimizer or optimizer == "sgd":
+        return 0
+    if re.search("true|pure", precision) or "torchtune" in point.row["framework"].lower():
+        return 4 if element_bytes(point.work.arithmetic) == 2 else 8
+    return 8
 
 
 def _adapter_states(point: Point, parameters: float, constants: PeakConstants) -> float:

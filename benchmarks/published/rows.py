@@ -16,19 +16,22 @@ from launcher.plan.cost.links import Links, links_of
 from launcher.plan.cost.of_stage import work_of
 from launcher.plan.cost.stack import Stack
 from launcher.plan.cost.work import Arithmetic, Attention, Work
-from launcher.plan.gpus import GPUS, Gpu
+from launcher.plan.gpus import Gpu
 from launcher.plan.layout import BYTES
 from launcher.plan.shape import ModelShape
 from published import ours
+from published.devices import gpu_of
+from published.models import completed
 from published.ours import Own, is_own, own_of
 from published.stacks import FSDP, MEGATRON_CORE, TRANSFORMERS, stack_named
 from published.table import Row, number, read_rows, whole
+from published.words import affirmed, denied, offloaded, recomputes, zero_stage
 
 PEAK = "peak_mem_GB"
 TIMES = ("step_s", "tokens_per_s_per_gpu", "tokens_per_s_total", "tflops_per_gpu", "mfu")
-GIB_KINDS = ("nvidia-smi", "GiB", "reserved", "allocated")  # what prints 2^30 bytes as GB
+OTHER_METRICS = {"mfu_pct": "mfu", "tokens_per_s": "tokens_per_s_total", "tflops": "tflops_per_gpu"}
+GIB_KINDS = ("nvidia-smi", "gib", "reserved", "allocated")  # what prints 2^30 bytes as GB
 LORA_RANK = 64  # where a row does not say it
-NO = ("0", "0.0", "no", "false")
 SIZES = ("layers", "hidden", "heads", "seq")  # without which nothing can be predicted
 MOST = {
     "layers": 10_000,
@@ -58,6 +61,8 @@ class Point:
     value: float
     memory: bool
     own: Own | None = None  # a run of this program
+    on_host: frozenset[str] = frozenset()  # what is offloaded
+    assumed: tuple[str, ...] = ()  # what was taken for what the row does not say
 
     @property
     def group(self) -> tuple[object, ...]:
@@ -91,40 +96,50 @@ def read_points(path: Path) -> tuple[list[Point], list[Skipped]]:
     return points, skipped
 
 
-def point_of(row: Row) -> Point | Skipped:
-    reason = _unusable(row)
+def point_of(given: Row) -> Point | Skipped:
+    own = _own(given)
+    row, shape_said = (given, "") if own else completed(given | _metric(given))
+    reason = _unusable(row, own)
     if reason:
         return Skipped(
             id=row["id"],
             source=row["source"],
             reason=reason,
             memory=row["metric"] == PEAK or reason == ours.PROMISED,
-            missed=_complete(row) and _missed(row, reason),
+            missed=_complete(row) and _missed(row, own, reason),
         )
-    gpu, stack = _gpu(row), _stack(row)
-    links = _links(row, gpu)
-    own = _own(row)
-    work = work_of(own.load, own.layout) if own else _work(row, stack)
-    rows = number(row, "global_batch") or work.tokens * work.sp / work.row_tokens * work.micro_batches * work.dp
-    memory = row["metric"] == PEAK
-    value = _peak_bytes(row) if memory else _step_s(row, work, gpu, rows)
+    (gpu, gpu_said), stack, memory = gpu_of(row), _stack(row), row["metric"] == PEAK
+    work = work_of(own.load, own.layout) if own else _work(row, stack, gpu)
+    rows = _global_rows(row) or work.tokens * work.sp / work.row_tokens * work.micro_batches * work.dp
+    tf32_said = "fp32 taken for TF32" if work.arithmetic == "tf32" and not own else ""
     return Point(
         id=row["id"],
         source=row["source"],
         row=row,
         gpu=gpu,
-        links=links,
+        links=_links(row, gpu),
         stack=stack,
         work=work,
         global_rows=rows,
-        value=value,
+        value=_peak_bytes(row) if memory else _step_s(row, work, gpu, rows),
         memory=memory,
         own=own,
+        on_host=frozenset() if own else offloaded(row),
+        assumed=tuple(said for said in (shape_said, "" if memory else gpu_said, tf32_said) if said),
     )
 
 
-def _missed(row: Row, reason: str) -> bool:
-    return reason == ours.PROMISED if _own(row) else _measures(row) and _dense(row)
+def _metric(row: Row) -> Row:
+    """The cells that say it, in our words and case, where it is one that is scored."""
+    text = row["metric"].lower()
+    if text == "peak_mem_gib":
+        return {"metric": PEAK, "mem_kind": f"{row['mem_kind']} GiB"}
+    known = {one.lower(): one for one in (*TIMES, PEAK)} | OTHER_METRICS
+    return {"metric": known.get(text, row["metric"])}
+
+
+def _missed(row: Row, own: Own | None, reason: str) -> bool:
+    return reason == ours.PROMISED if own else _measures(row) and _dense(row)
 
 
 def _own(row: Row) -> Own | None:
@@ -142,12 +157,12 @@ def _own(row: Row) -> Own | None:
 
 def _measures(row: Row) -> bool:
     """A step time or a peak that was read, not worked out."""
-    return row["metric"] in (*TIMES, PEAK) and bool(number(row, "value")) and row["measured"] not in NO
+    return row["metric"] in (*TIMES, PEAK) and bool(number(row, "value")) and not denied(row["measured"])
 
 
 def _complete(row: Row) -> bool:
     """As the row says; one that says nothing is complete where no size is missing."""
-    return row["complete"] not in NO if row["complete"] else not _missing(row)
+    return not denied(row["complete"]) if row["complete"] else not _missing(row)
 
 
 def _missing(row: Row) -> list[str]:
@@ -158,18 +173,16 @@ def _dense(row: Row) -> bool:
     return whole(row, "ep") == 1 and not re.search(EXPERTS, row["model"].lower())
 
 
-def _unusable(row: Row) -> str:
+def _unusable(row: Row, own: Own | None) -> str:
     """Why a row is not scored; empty where it is."""
-    if _own(row) and (reason := ours.unusable(row)):
+    if own and (reason := ours.unusable(row)):
         return reason
     if not _measures(row):
         known = row["metric"] in (*TIMES, PEAK)
         return "no measured number" if known else f"{row['metric'] or 'no metric'} is neither a step time nor a peak"
     if _missing(row):
         return f"no {', '.join(_missing(row))}"
-    if _catalogue_name(row) is None and row["metric"] != PEAK:
-        return f"{row['GPU'] or 'no GPU'} is not in the catalogue of GPUs"
-    if row["complete"] in NO:
+    if denied(row["complete"]):
         return "the row is marked as incomplete"
     return _impossible(row) if _dense(row) else "experts are not modelled"
 
@@ -184,62 +197,6 @@ def _impossible(row: Row) -> str:
     if whole(row, "tp") > min(whole(row, "heads"), whole(row, "ffn", whole(row, "hidden"))):
         return "more tensor ranks than heads or columns of the MLP"
     return "more pipeline stages than blocks" if whole(row, "pp") > whole(row, "layers") + 2 else ""
-
-
-_GPU_NAMES = (
-    (r"gb300", "gb300-288gb"),
-    (r"gb200", "gb200-189gb"),
-    (r"gh200", "gh200-96gb"),
-    (r"b300", "b300-288gb"),
-    (r"b200", "b200-180gb"),
-    (r"h200", "h200-141gb"),
-    (r"h100.*pcie", "h100-pcie-80gb"),
-    (r"h100.*nvl", "h100-nvl-94gb"),
-    (r"h[18]00", "h100-80gb"),
-    (r"h20\b", "h20-96gb"),
-    (r"a[18]00.*40", "a100-40gb"),
-    (r"a[18]00", "a100-80gb"),
-    (r"v100.*16", "v100-16gb"),
-    (r"v100", "v100-32gb"),
-    (r"mi300", "mi300x-192gb"),
-    (r"l40s", "l40s-48gb"),
-    (r"\bl4\b", "l4-24gb"),
-    (r"a10g?\b", "a10g-24gb"),
-    (r"a40\b", "a40-48gb"),
-    (r"a6000", "a6000-48gb"),
-    (r"4090", "rtx4090-24gb"),
-    (r"3090", "rtx3090-24gb"),
-    (r"\bt4\b", "t4-16gb"),
-)
-
-
-def _catalogue_name(row: Row) -> str | None:
-    """By its text; where that names two sizes of a GPU, or none, by its memory, if only one GPU has it."""
-    text, stated = row["GPU"].lower(), number(row, "gpu_mem_GB")
-    named = next((name for pattern, name in _GPU_NAMES if re.search(pattern, text)), None)
-    if named is None and stated:
-        alike = [name for name in GPUS if abs(_nominal_gb(name) / stated - 1) < 0.02]
-        return alike[0] if len(alike) == 1 else None
-    other = _OTHER_SIZES.get(named or "")
-    return other if other and stated and abs(_nominal_gb(other) - stated) < 4 else named
-
-
-_OTHER_SIZES = {"a100-80gb": "a100-40gb", "v100-32gb": "v100-16gb"}
-
-
-def _nominal_gb(name: str) -> float:
-    return float(name.rsplit("-", 1)[-1].removesuffix("gb"))
-
-
-def _gpu(row: Row) -> Gpu:
-    name = _catalogue_name(row)
-    if name is None:  # a peak, for which only the memory of the GPU is asked
-        return replace(GPUS["a100-80gb"], name=row["GPU"])
-    stated = number(row, "gpu_mem_GB") or 0
-    gpu = GPUS[name]
-    if name == "h100-80gb" and 90 < stated < 100:  # 96 GB of HBM2e and 500 W: 0.86 of the clock
-        return replace(gpu, tflops_16bit=0.86 * gpu.tflops_16bit, memory_gbs=2400, usable_gib=stated * 0.98)
-    return gpu
 
 
 # Hosts and networks that a row's `interconnect` names: GPUs of a host, GPUs that NVLink joins, GB/s of one GPU's network.
@@ -267,21 +224,29 @@ def _links(row: Row, gpu: Gpu) -> Links:
 
 def _stack(row: Row) -> Stack:
     stack = stack_named(row["framework"])
-    split = whole(row, "tp") > 1 and whole(row, "sp") == whole(row, "tp")
+    says_so = affirmed(row["sp"]) and not whole(row, "sp", 0)  # `True`: Megatron's, over the tensor ranks
+    split = whole(row, "tp") > 1 and (says_so or whole(row, "sp") == whole(row, "tp"))
     return replace(stack, norms_split=True) if split else stack
 
 
-def _work(row: Row, stack: Stack) -> Work:
+def _global_rows(row: Row) -> float | None:
+    """Rows of an optimizer step; some count its tokens."""
+    said = number(row, "global_batch")
+    return said / whole(row, "seq") if said and "tok" in row["global_batch"].lower() else said
+
+
+def _work(row: Row, stack: Stack, gpu: Gpu) -> Work:
     tp, pp = whole(row, "tp"), whole(row, "pp")
     sequence = 1 if stack.norms_split else whole(row, "sp")
     shared = max(sequence, whole(row, "cp"))
     dp = whole(row, "dp", 0) or max(1, whole(row, "n_gpus") // (tp * pp * shared))
     seq = whole(row, "seq")
-    rows, accum = number(row, "global_batch"), number(row, "grad_accum")
+    rows, accum = _global_rows(row), number(row, "grad_accum")
     micro = number(row, "micro_batch") or max(1.0, (rows or dp) / (dp * (accum or 1.0)) if accum else 1.0)
     accum = accum or max(1.0, (rows or micro * dp) / (micro * dp))
-    precision, zero = row["precision"].lower(), _zero(row, stack)
-    trained = "all" if _method(row) == "full" else "adapter_and_ends" if "emb" in row["method"] else "adapter"
+    precision, zero, method = row["precision"].lower(), _zero(row, stack), row["method"].lower()
+    adapts = "lora" in method
+    trained = "all" if not adapts else "adapter_and_ends" if "emb" in method else "adapter"
     return Work(
         shape=_shape(row),
         row_tokens=seq,
@@ -292,30 +257,25 @@ def _work(row: Row, stack: Stack) -> Work:
         pp=pp,
         sp=shared,
         zero=zero,
-        arithmetic=_arithmetic(precision),
+        arithmetic=_arithmetic(precision, gpu),
         attention=_attention(row, stack, precision),
         trained=trained,
         adapter_rank=0 if trained == "all" else _rank(row),
-        packed="gptq" if "gptq" in row["method"] or "int4" in precision else "nf4" if "qlora" in row["method"] else None,
-        recomputes=_recomputes(row["recompute"]),
+        packed="gptq" if "gptq" in method or "int4" in precision else "nf4" if "qlora" in method else None,
+        recomputes=_recomputes(row, stack),
         virtual=whole(row, "vpp"),
         ends_fill_stages="count as layers" in row["notes"],
         gradient_bytes=4 if "fp32" in precision.replace("amp fp32", "") or stack.name.startswith("megatron-c") else 2,
-        gathers=1 if stack.name == FSDP.name and "2" in row["zero_stage"] else 2,
+        gathers=1 if stack.name == FSDP.name and zero_stage(row) == 2 else 2,
     )
 
 
 def _zero(row: Row, stack: Stack) -> int:
     """FSDP shards as ZeRO 3 does; its stage 2 gathers once a micro-batch instead of twice."""
-    stage = whole(row, "zero_stage", 0)
-    if stack.name == FSDP.name and stage >= 2:
-        return 3
-    return min(stage, 3)
-
-
-def _method(row: Row) -> str:
-    method = row["method"].lower()
-    return "lora" if "lora" in method else "full"
+    stage = zero_stage(row)
+    if stack.name == FSDP.name:
+        return 3 if stage is None or stage >= 2 else stage
+    return stage or 0
 
 
 def _rank(row: Row) -> int:
@@ -324,14 +284,18 @@ def _rank(row: Row) -> int:
     return int(said[1]) if said else LORA_RANK
 
 
-def _arithmetic(precision: str) -> Arithmetic:
+def _arithmetic(precision: str, gpu: Gpu) -> Arithmetic:
+    """fp32 on a GPU with TF32 is taken for TF32, as torch had it by default until 1.11, unless the row denies it."""
     if "fp4" in precision:
         return "fp4"
     if "fp8" in precision:
         return "fp8"
     if "fp16" in precision:
         return "fp16"
-    return "fp32" if precision.startswith("fp32") else "bf16"
+    if not re.match(r"(true|pure|full|ieee)?\W*(fp|float)\W?32|tf32|single", precision):
+        return "bf16"
+    strict = re.search(r"true|ieee|strict|highest|no.?tf32|without tf32", precision)
+    return "tf32" if gpu.tf32_ratio > gpu.fp32_ratio and not strict else "fp32"
 
 
 def _attention(row: Row, stack: Stack, precision: str) -> Attention:
@@ -349,17 +313,15 @@ def _attention(row: Row, stack: Stack, precision: str) -> Attention:
     return "eager" if "fp16" in precision and stack.name != TRANSFORMERS.name else "flash2"
 
 
-def _recomputes(text: str) -> str:
-    if text.startswith("full"):
-        return "all"
-    if re.search(r"selective\W*op|per.op|op.sac", text):
-        return "operations"
-    return "attention" if text.startswith("selective") else "none"
+def _recomputes(row: Row, stack: Stack) -> str:
+    """`selective` alone is Megatron's, attention; PyTorch's keeps every other product."""
+    what = recomputes(row["recompute"])
+    return "operations" if what == "attention" and stack.name == FSDP.name else what
 
 
 def _shape(row: Row) -> ModelShape:
     hidden, heads = whole(row, "hidden"), whole(row, "heads")
-    gated = row["gated_mlp"] not in NO
+    gated = not denied(row["gated_mlp"])
     return ModelShape(
         family="llama" if gated else "gpt_neox",
         vocab=whole(row, "vocab", 50_257),
@@ -370,7 +332,7 @@ def _shape(row: Row) -> ModelShape:
         head_dim=round(hidden / heads),
         ffn=whole(row, "ffn", 4 * hidden),
         positions=whole(row, "seq"),
-        tied=row["tied_emb"] not in ("", *NO),
+        tied=affirmed(row["tied_emb"]),
         attention_bias=not gated,
         out_bias=not gated,
         mlp_bias=not gated,
@@ -378,8 +340,8 @@ def _shape(row: Row) -> ModelShape:
 
 
 def _peak_bytes(row: Row) -> float:
-    kind = row["mem_kind"]
-    unit = 2**30 if any(word in kind for word in GIB_KINDS) else 1e9
+    kind = row["mem_kind"].lower()
+    unit = 2**30 if any(word in kind for word in GIB_KINDS) or "gib" in row["value"].lower() else 1e9
     return (number(row, "value") or 0) * unit
 
 
@@ -394,7 +356,8 @@ def _step_s(row: Row, work: Work, gpu: Gpu, rows: float) -> float:
         return tokens / value
     recomputed = metric == "tflops_per_gpu" and work.recomputes == "all"
     flops = tokens * model_flops(work, recomputed=recomputed)
-    peak = 1e12 * value if metric == "tflops_per_gpu" else value / 100 * gpu.tflops_16bit * 1e12
+    share = value if value <= 1 and "%" not in row["value"] else value / 100  # of the peak: 0.4, 40, 40%
+    peak = 1e12 * value if metric == "tflops_per_gpu" else share * gpu.tflops_16bit * 1e12
     return flops / (peak * world)
 
 

@@ -6,6 +6,7 @@ Megatron fuses norms (2 bytes read, 2 written), bias-dropout-add (5 read, 3 writ
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from launcher.plan.cost.stack import OURS, Stack
@@ -40,9 +41,9 @@ def stack_named(framework: str) -> Stack:
         return OURS
     if "composer" in text:
         return COMPOSER
-    if any(word in text for word in ("fsdp", "titan", "litgpt", "torchtune")):
+    if any(word in text for word in ("fsdp", "titan", "litgpt", "lit-gpt", "torchtune")):
         return FSDP if "compile" in text else FSDP_EAGER
-    if text.startswith("hf"):
+    if "megatron" not in text and re.search(r"\bhf\b|^hf|transformers|hugging|\btrl\b|axolotl|factory|swift|peft", text):
         return TRANSFORMERS
     if "deepspeed" in text or text.startswith("meg+ds"):
         return MEGATRON_DEEPSPEED

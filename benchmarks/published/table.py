@@ -19,7 +19,10 @@ COLUMNS = (
     *("precision", "metric", "value", "method", "cp", "vpp", "ep", "gated_mlp", "tied_emb", "attn", "framework", "optimizer"),
     *("interconnect", "mem_kind", "measured", "complete", "notes"),
 )
-_NUMBER = re.compile(r"[\s~≈<>=]*(\d+(?:[,_]\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[\s~≈<>=]*(\d+(?:[,_]\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(e[+-]?\d+)?(?:\s?([km])(?![a-z]))?", re.IGNORECASE
+)
+DECIMAL = ("vocab", "value", "params_B")  # of whose numbers `k` is a thousand; of lengths, widths and counts it is 1024
 
 
 class NotATable(ValueError):
@@ -50,10 +53,16 @@ def _whole_row(row: Row, number: int) -> Row:
 
 
 def number(row: Row, name: str, default: float | None = None) -> float | None:
-    """The number that a cell begins with: `1,024`, `~12.5 GB`, `8 (per GPU)`. Nothing below zero is a size or a measurement."""
+    """The number that a cell begins with: `1,024`, `~12.5 GB`, `8 (per GPU)`, `4k`. Nothing below zero is a size or a
+    measurement.
+    """
     found = _NUMBER.match(row.get(name, ""))
-    value = float(re.sub("[,_]", "", found[1]) + (found[2] or "")) if found else None
-    return value if value is not None and value <= LARGEST else default
+    if not found:
+        return default
+    value = float(re.sub("[,_]", "", found[1]) + (found[2] or ""))
+    if found[3]:
+        value *= (1000 if name in DECIMAL else 1024) ** (1 if found[3].lower() == "k" else 2)
+    return value if value <= LARGEST else default
 
 
 def whole(row: Row, name: str, default: int = 1) -> int:

@@ -109,7 +109,9 @@ _CAVEATS = """\
 
 `launcher/plan/cost/constants.py` holds what only measurements can tell; `python benchmarks/planner.py --fit` prints it
 again from all rows, each value beside the one that was known beforehand. `--points FILE` scores another file with the same
-columns.
+columns, whatever its wording: GPUs that no job can name (`benchmarks/published/devices.py`), sizes of models that are known by
+name (`models.py`), what is offloaded. What a row does not tell is taken from the nearest that is known, and counted under
+`assumed`; fp32 on GPUs with TF32 is taken for TF32.
 """
 
 

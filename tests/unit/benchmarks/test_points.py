@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import planner
 import pytest
 from published.rows import PEAK, SIZES, Point, Skipped, point_of, read_points
 from published.table import COLUMNS, NEEDED, NotATable, Row, read_rows
+
+from launcher.plan.parameters import causal_parameters
 
 GOOD = {
     "id": "ONE",
@@ -185,19 +188,14 @@ def test_a_file_without_rows_has_no_score(score):
 @pytest.mark.parametrize(
     "change",
     [
-        {"layers": ""},
-        {"layers": "0"},
-        {"layers": "many"},
-        {"hidden": "-5120"},
-        {"hidden": "1e30"},
+        {"layers": "", "model": "a decoder"},
+        {"layers": "0", "model": ""},
+        {"hidden": "-5120", "model": "ours"},
+        {"hidden": "1e30", "model": "ours"},
         {"layers": "20000"},
         {"heads": "6000"},
         {"tp": "64"},
         {"pp": "64"},
-        {"seq": ""},
-        {"GPU": "Gaudi 3", "gpu_mem_GB": "128"},
-        {"GPU": "", "gpu_mem_GB": "80"},
-        {"GPU": "", "gpu_mem_GB": ""},
     ],
     ids=lambda change: "-".join(f"{name} {cell or 'empty'}" for name, cell in change.items()),
 )
@@ -231,9 +229,9 @@ def test_what_is_no_complete_measurement_of_a_dense_model_is_left_out_and_says_w
 def test_without_a_column_complete_a_row_is_complete_where_no_size_is_missing(points):
     columns = tuple(name for name in COLUMNS if name not in ("complete", "measured"))
     assert len(points(text_of(GOOD, columns=columns))[0]) == 1
-    _, (unknown,) = points(text_of(GOOD | {"GPU": "Gaudi 3"}, columns=columns))
-    _, (short,) = points(text_of(GOOD | {"layers": ""}, columns=columns))
-    assert (unknown.missed, short.missed) == (True, False)
+    _, (impossible,) = points(text_of(GOOD | {"pp": "64"}, columns=columns))
+    _, (short,) = points(text_of(GOOD | {"layers": "", "model": "a decoder"}, columns=columns))
+    assert (impossible.missed, short.missed) == (True, False)
 
 
 @pytest.mark.parametrize("name", [name for name in COLUMNS if name not in (*NEEDED, *SIZES, "GPU")])
@@ -262,14 +260,155 @@ def test_the_micro_batch_follows_from_the_global_batch_and_the_accumulation():
 def test_a_gpu_is_known_by_its_name_then_by_its_memory():
     names = [
         ("NVIDIA A100-SXM4", "40", "a100-40gb"),
-        ("A100 80GB PCIe", "80", "a100-80gb"),
+        ("A100-80GB (400W)", "", "a100-80gb"),
+        ("A100-80GB", "40", "a100-40gb"),
+        ("A100 80GB PCIe", "80", "a100-pcie-80gb"),
         ("V100", "16", "v100-16gb"),
-        ("H800", "80", "h100-80gb"),
+        ("H800", "80", "h800-80gb"),
+        ("A10", "24", "a10-24gb"),
+        ("NVIDIA L40S", "", "l40s-48gb"),
+        ("L40", "48", "l40-48gb"),
+        ("RTX 6000 Ada", "48", "rtx6000ada-48gb"),
+        ("RTX5090", "", "rtx5090-32gb"),
+        ("8x 2080 Ti", "11", "rtx2080ti-11gb"),
+        ("AMD Instinct MI250X", "", "mi250x-64gb"),
+        ("MI355X", "288", "mi355x-288gb"),
+        ("Gaudi 3", "128", "gaudi3-128gb"),
+        ("TPU v5p", "", "tpuv5p-95gb"),
         ("(not stated)", "141", "h200-141gb"),
     ]
     assert [point_of(table_row(GPU=gpu, gpu_mem_GB=memory)).gpu.name for gpu, memory, _ in names] == [
         name for *_, name in names
     ]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "taken"),
+    [
+        ("A2000", "12", "a100-80gb"),
+        ("RTX 3060", "12", "rtx3090-24gb"),
+        ("MI8", "", "mi300x-192gb"),
+        ("", "46", "l40s-48gb"),
+        ("", "", "a100-80gb"),
+    ],
+)
+def test_a_gpu_that_nobody_knows_is_taken_for_the_nearest_one_and_that_is_said(score, gpu, memory, taken):
+    told = score(text_of(GOOD | {"GPU": gpu, "gpu_mem_GB": memory}))
+    said = f"{gpu or 'no GPU'}{f' of {memory} GB' if memory else ''} taken for {taken}"
+    assert (told["time_rows"], told["missed"], told["assumed"]) == (1, 0, {said: 1})
+
+
+def test_a_gpu_of_others_has_its_own_peak():
+    """Which a share of the peak is told in, and which decides the time."""
+    fast, slow = (point_of(table_row(GPU=gpu, gpu_mem_GB="", metric="mfu", value="40")) for gpu in ("MI325X", "MI250"))
+    assert fast.value / slow.value == pytest.approx(181 / 1307)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ("GPT-3 175B", (96, 12288, 96, 96, 49152)),
+        ("Llama-2-70b-hf", (80, 8192, 64, 8, 28672)),
+        ("meta-llama/Meta-Llama-3-8B", (32, 4096, 32, 8, 14336)),
+        ("LLaMA 65B", (80, 8192, 64, 64, 22016)),
+        ("OPT-30B", (48, 7168, 56, 56, 28672)),
+        ("bloom-7b1", (30, 4096, 32, 32, 16384)),
+        ("GPT-NeoX-20B", (44, 6144, 64, 64, 24576)),
+        ("pythia-1.4b", (24, 2048, 16, 16, 8192)),
+        ("mpt-30b", (48, 7168, 56, 56, 28672)),
+        ("falcon-40b", (60, 8192, 128, 8, 32768)),
+        ("Mistral-7B", (32, 4096, 32, 8, 14336)),
+        ("Qwen2.5-72B", (80, 8192, 64, 8, 29568)),
+    ],
+)
+def test_a_model_that_is_known_by_name_needs_no_sizes(model, sizes):
+    blank = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "gated_mlp", "tied_emb"), "")
+    point = point_of(table_row(model=model, **blank))
+    shape = point.work.shape
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.ffn) == sizes
+    assert point.assumed[0].startswith("sizes of ")
+    told = float(re.search(r"([\d.]+)B$", point.assumed[0])[1])
+    assert causal_parameters(shape) / 1e9 == pytest.approx(told, rel=0.06)
+
+
+def test_sizes_that_a_row_has_are_kept_and_say_which_model_it_is():
+    point = point_of(table_row(model="Llama", layers="40", heads="", kv_heads="", ffn="", params_B="13"))
+    assert (point.work.shape.heads, point.work.shape.ffn) == (40, 13824)
+    other = point_of(table_row(model="GPT-13B", layers="38"))
+    assert other.work.shape.layers == 38
+
+
+def test_a_decoder_of_which_only_its_size_is_known_has_the_usual_sizes():
+    blank = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn"), "")
+    point = point_of(table_row(model="ours", params_B="20", gated_mlp="0", **blank))
+    assert causal_parameters(point.work.shape) / 1e9 == pytest.approx(20, rel=0.1)
+    assert point.assumed == ("layers, hidden, heads of a usual decoder",)
+
+
+@pytest.mark.parametrize(
+    ("change", "like"),
+    [
+        ({"recompute": "Full"}, {}),
+        ({"recompute": "True"}, {}),
+        ({"recompute": "yes"}, {}),
+        ({"recompute": "uniform"}, {}),
+        ({"recompute": "Gradient Checkpointing"}, {}),
+        ({"recompute": "No"}, {"recompute": "none"}),
+        ({"recompute": "Selective"}, {"recompute": "selective(core_attn)"}),
+        ({"zero_stage": "ZeRO-3"}, {}),
+        ({"zero_stage": "Stage 3"}, {}),
+        ({"zero_stage": "", "framework": "Megatron-DeepSpeed ZeRO-3"}, {"framework": "Megatron-DeepSpeed ZeRO-3"}),
+        ({"zero_stage": "FULL_SHARD", "framework": "FSDP"}, {"framework": "FSDP"}),
+        ({"zero_stage": "", "framework": "FSDP2"}, {"framework": "FSDP2"}),
+        ({"zero_stage": "DDP"}, {"zero_stage": "0"}),
+        ({"zero_stage": "distributed optimizer"}, {"zero_stage": "1"}),
+        ({"method": "QLoRA"}, {"method": "qlora"}),
+        ({"method": "LoRA r=8"}, {"method": "lora r=8"}),
+        ({"precision": "BF16"}, {}),
+        ({"gated_mlp": "False", "tied_emb": "yes"}, {}),
+        ({"tp": "4", "sp": "True"}, {"tp": "4", "sp": "4"}),
+        ({"seq": "2k", "hidden": "5K", "vocab": "50.304k"}, {}),
+        ({"framework": "transformers + DeepSpeed"}, {"framework": "HF Trainer + DeepSpeed"}),
+    ],
+    ids=str,
+)
+def test_wording_and_case_do_not_matter(change, like):
+    one, other = (point_of(table_row(**changes)) for changes in (change, like))
+    assert (one.work, one.stack) == (other.work, other.stack)
+
+
+@pytest.mark.parametrize("cell", ["0", "0.0", "False", "no", "N", "f"])
+def test_a_row_may_say_no_in_many_words(cell):
+    assert [point_of(table_row(**{name: cell})).missed for name in ("complete", "measured")] == [False, False]
+
+
+def test_a_share_of_the_peak_is_a_percentage_or_a_number_up_to_1():
+    values = {point_of(table_row(metric="mfu", value=value)).value for value in ("40", "0.40", "40%", "0.4")}
+    assert len(values) == 1
+
+
+def test_a_batch_may_be_counted_in_tokens():
+    assert point_of(table_row(global_batch="4M tokens")).global_rows == 2048
+
+
+def test_fp32_is_taken_for_tf32_where_there_is_tf32_and_that_is_said():
+    ampere, strict, volta = (
+        point_of(table_row(precision=precision, GPU=gpu, gpu_mem_GB=""))
+        for precision, gpu in (("fp32", "A100"), ("fp32 (no TF32)", "A100"), ("fp32", "V100"))
+    )
+    assert [point.work.arithmetic for point in (ampere, strict, volta)] == ["tf32", "fp32", "fp32"]
+    assert [point.assumed for point in (ampere, strict, volta)] == [("fp32 taken for TF32",), (), ()]
+
+
+def test_what_is_offloaded_costs_time_and_spares_memory():
+    plain, moved = (planner.score_all([point_of(table_row(offload=cell))])[0].predicted for cell in ("none", "optimizer=cpu"))
+    assert moved > 1.1 * plain
+    rows = [
+        dict.fromkeys(COLUMNS, "") | PEAK_ROW | {"offload": cell} for cell in ("none", "optimizer=cpu", "optimizer+param=cpu")
+    ]
+    peaks = [one.predicted for one in planner.score_all([point_of(row) for row in rows])]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == 3
 
 
 def test_a_peak_does_not_depend_on_the_gpu():
