@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 import launcher
 from launcher.rundir.find import find_runs
 from launcher.rundir.folder import RunDir
@@ -43,7 +41,7 @@ class Remote:
         """job.yaml over ssh on all hosts; `cluster` is added to its cluster block."""
         (self.folder / "hosts").write_text(self.cluster.hostfile())
         block = {"backend": "ssh", "hostfile": "hosts", "python": str(self.python()), **cluster}
-        (self.folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "cluster": block, "stages": stages}))
+        (self.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
 
     def python(self) -> Path:
         """A Python that has this very checkout, wherever the installed one lies."""
