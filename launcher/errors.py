@@ -559,6 +559,13 @@ _code(
     remedy="Let `launcher plan` measure it once; its answer is kept in the runs folder.",
 )
 
+_code(
+    "E423",
+    title="hosts not asked",
+    when="A command that starts no process (`validate`) cannot tell what the hosts of backend ssh are.",
+    remedy="Let `launcher plan` ask them, or plan away from them with cluster.gpu.",
+)
+
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
     "E501",

@@ -8,6 +8,7 @@ from launcher.cli.common import add_job, add_json, add_runs, runs_root, show, sh
 from launcher.errors import EXIT_DONE
 from launcher.plan.explain import plan_text
 from launcher.spec.load import open_job
+from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_of
 
@@ -21,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     root = runs_root(args)
-    plan = plan_of(open_job(args.job, args.overrides), runs_root=root, unknown=drafted_shapes(root))
+    plan = plan_of(open_job(args.job, args.overrides), runs_root=root, unknown=drafted_shapes(root), remote=asked_hosts(root))
     if args.json:
         show_json(plan.as_dict())
     else:

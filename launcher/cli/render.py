@@ -10,6 +10,7 @@ from launcher.cli.common import add_job, add_json, add_runs, runs_root, show, sh
 from launcher.errors import EXIT_DONE, LauncherError, Problem
 from launcher.rundir.folder import RunDir
 from launcher.spec.load import open_job
+from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.create import Planned, make_folder, write_run
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_of
@@ -25,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     loaded = open_job(args.job, args.overrides)
     root = runs_root(args)
-    plan = plan_of(loaded, runs_root=root, unknown=drafted_shapes(root))
+    plan = plan_of(loaded, runs_root=root, unknown=drafted_shapes(root), remote=asked_hosts(root))
     run_dir = RunDir(Path(os.path.realpath(args.output)))
     if run_dir.path.exists():
         what = "is there already; nothing is written over"

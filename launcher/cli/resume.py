@@ -10,6 +10,7 @@ from launcher.cli.run import add_stage, finish
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.find import find_run
 from launcher.spec.load import LoadedJob, open_job
+from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_same_job, check_stage, control, stored_job, written_bytes
 from launcher.supervise.create import Planned
 from launcher.supervise.drafting import drafted_shapes
@@ -37,8 +38,9 @@ def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
     loaded = _loaded(args) or stored_job(folder)
     check_same_job(folder, loaded.job)
-    unknown = drafted_shapes(folder.path.parent.parent)
-    plan = plan_here(loaded, runs_root=folder.path, written_bytes=written_bytes(folder), unknown=unknown)
+    unknown, written = drafted_shapes(folder.path.parent.parent), written_bytes(folder)
+    remote = asked_hosts(folder.path, written_bytes=written)
+    plan = plan_here(loaded, runs_root=folder.path, written_bytes=written, unknown=unknown, remote=remote)
     planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
     check_stage(planned, args.stage)
     show(str(folder.path))

@@ -21,6 +21,7 @@ from launcher.rundir.folder import RunDir
 from launcher.spec.load import open_job
 from launcher.supervise import preflight
 from launcher.supervise.chain import Ending
+from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
 from launcher.supervise.drafting import drafted_shapes
@@ -45,7 +46,7 @@ def add_stage(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     loaded, root = open_job(args.job, args.overrides), runs_root(args)
-    plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
+    plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root), remote=asked_hosts(root))
     planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
     check_stage(planned, args.stage)
     folder = new_run(root, planned.job.name, now=datetime.now(UTC), random_bytes=os.urandom)

@@ -9,10 +9,16 @@ from launcher.cli.common import add_job, add_json, add_runs, runs_root, say, sho
 from launcher.errors import EXIT_DONE, LauncherError
 from launcher.spec.load import open_job
 from launcher.supervise.blueprints import NOT_MEASURED
+from launcher.supervise.facts import NOT_ASKED
 from launcher.supervise.planning import plan_of
 
 HUB_NOT_REACHABLE = "E413"
-NOT_CHECKED = (HUB_NOT_REACHABLE, NOT_MEASURED)  # the file is right as far as it can be told without asking or starting anybody
+# The file is right as far as it can be told without asking or starting anybody.
+NOT_CHECKED = (HUB_NOT_REACHABLE, NOT_MEASURED, NOT_ASKED)
+    HUB_NOT_REACHABLE,
+    NOT_MEASURED,
+    NOT_ASKED,
+)  # the file is right as far as it can be told without asking or starting anybody
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from launcher.hosts.look import HostFacts
 from launcher.plan.plan import Machine
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.hosts import ClusterHost, hosts_of
+from launcher.supervise.facts import Remote
 
 
 def agents(cluster: ClusterSpec, hosts: Sequence[ClusterHost]) -> dict[str, tuple[str, ...]]:
@@ -20,6 +21,11 @@ def agents(cluster: ClusterSpec, hosts: Sequence[ClusterHost]) -> dict[str, tupl
     backend = load_backend(cluster.backend)
     assert isinstance(backend, Fleets)
     return {host.host: backend.agent_argv(cluster, host.host) for host in hosts}
+
+
+def asked_hosts(runs_root: Path, *, written_bytes: int = 0) -> Remote:
+    """For a plan: the hosts of the job's cluster, asked when they are needed."""
+    return lambda cluster: remote_machine(cluster, runs_root=runs_root, written_bytes=written_bytes)
 
 
 def remote_machine(cluster: ClusterSpec, *, runs_root: Path, written_bytes: int) -> Machine:

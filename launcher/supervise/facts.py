@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher.backends.registry import load_hub
@@ -19,28 +19,49 @@ from launcher.spec.cluster import ClusterSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
 from launcher.supervise.blueprints import Unknown
-from launcher.supervise.clusters import remote_machine
 from launcher.supervise.hostfile import local_slots
 
 MOST_CPU_RANKS_BY_DEFAULT = 2
 
 
+Remote = Callable[[ClusterSpec], Machine]
+NOT_ASKED = "E423"
+
+
+def hosts_not_asked(cluster: ClusterSpec) -> Machine:
+    """LauncherError E423: a command that starts no process knows nothing of other hosts."""
+    what = f"backend {cluster.backend}: its hosts are not asked by this command"
+    hint = "`launcher plan` asks them; or plan away from them with cluster.gpu"
+    raise LauncherError(Problem(code=NOT_ASKED, where="cluster.backend", what=what, hint=hint))
+
+
 def detect_machine(
-    job: JobSpec, *, runs_root: Path, written_bytes: int = 0, environ: Mapping[str, str] = os.environ
+    job: JobSpec,
+    *,
+    runs_root: Path,
+    written_bytes: int = 0,
+    environ: Mapping[str, str] = os.environ,
+    remote: Remote = hosts_not_asked,
 ) -> Machine:
-    """This machine with the ranks that the job asks of it. Errors as in machine_here."""
-    return machine_here(job.cluster, runs_root=runs_root, written_bytes=written_bytes, environ=environ)
+    """The machine with the ranks that the job asks of it. Errors as in machine_here."""
+    return machine_here(job.cluster, runs_root=runs_root, written_bytes=written_bytes, environ=environ, remote=remote)
 
 
 def machine_here(
-    cluster: ClusterSpec, *, runs_root: Path, written_bytes: int = 0, environ: Mapping[str, str] = os.environ
+    cluster: ClusterSpec,
+    *,
+    runs_root: Path,
+    written_bytes: int = 0,
+    environ: Mapping[str, str] = os.environ,
+    remote: Remote = hosts_not_asked,
 ) -> Machine:
-    """This machine with the ranks that the cluster block asks of it. LauncherError E402, E403, E410.
+    """This machine, or the hosts of backend ssh as `remote` tells them, with the ranks that the cluster block asks for.
 
-    What a run has already written of its plan (`written_bytes`) counts as free.
+    LauncherError E402, E403, E410, and those of `remote`. What a run has already written of its plan (`written_bytes`) counts
+    as free.
     """
-    if cluster.backend != "local":
-        return remote_machine(cluster, runs_root=runs_root, written_bytes=written_bytes)
+    if cluster.backend == "ssh":
+        return remote(cluster)
     gpus = find_gpus(environ)
     asked = asked_slots(cluster, num_gpus=len(gpus))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes

@@ -16,40 +16,52 @@ from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape
 from launcher.spec.gpu import GpuSpec
+from launcher.spec.hosts import hosts_of
 from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob
 from launcher.spec.prices import read_prices
 from launcher.spec.wording import nearest
 from launcher.supervise.blueprints import Unknown, kept_shapes
 from launcher.supervise.calibration import rates_here
-from launcher.supervise.facts import asked_slots, detect_machine, find_shape
+from launcher.supervise.facts import Remote, asked_slots, detect_machine, find_shape, hosts_not_asked
 
 Fact = TypeVar("Fact")
 
 
-def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = None) -> Plan:
+def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = None, remote: Remote | None = None) -> Plan:
     """The plan of every stage, on this machine or on the GPUs that cluster.gpu tells to plan for. Errors as in plan_here."""
     cluster = loaded.job.cluster
     if cluster.gpu is None:
-        return plan_here(loaded, runs_root=runs_root, unknown=unknown)
+        return plan_here(loaded, runs_root=runs_root, unknown=unknown, remote=remote)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
 
     def machine() -> Machine:
+        if cluster.backend == "ssh" and (cluster.hosts or cluster.hostfile):
+            hosts = hosts_of(cluster)
+            return away_machine(gpu, slots=len(hosts[0].devices), nodes=len(hosts))
         slots = asked_slots(cluster, num_gpus=0) if counted else None
         return away_machine(gpu, slots=slots, nodes=cluster.nodes or 1)
 
     return _plan(loaded, machine, lambda: find_shape(loaded.job, unknown or kept_shapes(runs_root)), runs_root)
 
 
-def plan_here(loaded: LoadedJob, *, runs_root: Path, written_bytes: int = 0, unknown: Unknown | None = None) -> Plan:
-    """The plan on this machine. LauncherError with everything that stands against it, at its place in the job file.
+def plan_here(
+    loaded: LoadedJob,
+    *,
+    runs_root: Path,
+    written_bytes: int = 0,
+    unknown: Unknown | None = None,
+    remote: Remote | None = None,
+) -> Plan:
+    """The plan on this machine or on the job's hosts. LauncherError with everything that stands against it, at its place.
 
-    `unknown`: for a family that no table has; None takes what was measured before, and starts nothing.
+    `unknown`: for a family that no table has; None takes what was measured before, and starts nothing. `remote`: asks the
+    hosts of backend ssh; None refuses to (E423).
     """
     job = loaded.job
 
     def machine() -> Machine:
-        found = detect_machine(job, runs_root=runs_root, written_bytes=written_bytes)
+        found = detect_machine(job, runs_root=runs_root, written_bytes=written_bytes, remote=remote or hosts_not_asked)
         refuse_other_machine(job.cluster, found)
         return found
 
