@@ -203,7 +203,8 @@ _code(
 _code(
     "E204",
     title="batch arithmetic",
-    when="global is not micro x accumulation x data-parallel for any whole accumulation.",
+    when="global is not micro x accumulation x data-parallel for any whole accumulation, nor for any degrees that the plan may"
+    " choose.",
     remedy="Use one of the nearest numbers that are named, or leave batch.micro out.",
 )
 _code(
@@ -258,8 +259,8 @@ _code(
 _code(
     "E213",
     title="config.json broken",
-    when="A field of the model's config.json is missing or has a value that cannot be.",
-    remedy="Use the config.json that belongs to the weights.",
+    when="The model's config.json or its tokenizer.json is no JSON object, or a field is missing or cannot be what it is.",
+    remedy="Use the file that belongs to the weights.",
 )
 _code(
     "E214",
@@ -487,7 +488,7 @@ _code(
 _code(
     "E411",
     title="model config not readable",
-    when="config.json of model.source is missing, broken, or cannot be fetched from the hub.",
+    when="config.json of model.source, or the tokenizer's file, is missing, may not be read or cannot be fetched from the hub.",
     remedy="Check the path or the hub id, and the network or the login.",
 )
 _code(
@@ -557,6 +558,12 @@ _code(
     title="family not measured yet",
     when="The model's family is in no table of the plan, and a command that starts no process (`validate`) cannot measure it.",
     remedy="Let `launcher plan` measure it once; its answer is kept in the runs folder.",
+)
+_code(
+    "E424",
+    title="machine is being measured",
+    when="Another `launcher calibrate` measures under the same runs folder.",
+    remedy="Wait for it, or end it with the command that is named.",
 )
 
 _code(

@@ -5,19 +5,19 @@ Imported late, from the registry's table, and only where a hub id must be asked:
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from launcher.errors import LauncherError, Problem
+from launcher.rundir.folder import read_json
 
 
 def fetch_json(model_id: str, name: str, revision: str | None) -> dict[str, object]:
-    """The object in the model's file `name`, from the cache where it lies there. LauncherError E411."""
+    """The object in the model's file `name`, from the cache where it lies there. LauncherError E411, E413, and E213: broken."""
     try:
-        with open(huggingface_hub.hf_hub_download(model_id, name, revision=revision), encoding="utf-8") as file:
-            value = json.load(file)
+        path = huggingface_hub.hf_hub_download(model_id, name, revision=revision)
     except GatedRepoError:
         raise _error(model_id, "is gated on the hub", "accept its licence there, then log in: hf auth login") from None
     except RepositoryNotFoundError:
@@ -29,10 +29,15 @@ def fetch_json(model_id: str, name: str, revision: str | None) -> dict[str, obje
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise _error(model_id, f"gave no {name}: {first}", "check the id, the revision and the network") from None
-    if not isinstance(value, dict):
-        raise _error(model_id, f"has a {name} that is not an object", "choose another revision")
-    return value
+    try:
+        return read_json(Path(path))
+    except OSError as error:
+        raise _error(
+            model_id, f"has a {name} that cannot be read: {error.strerror}", "mend the permissions of the cache"
+        ) from None
+    except ValueError:
+        raise _error(model_id, f"has a {name} that is not a JSON object", "choose another revision", code="E213") from None
 
 
-def _error(model_id: str, what: str, hint: str) -> LauncherError:
-    return LauncherError(Problem(code="E411", where=f"hub:{model_id}", what=what, hint=hint))
+def _error(model_id: str, what: str, hint: str, *, code: str = "E411") -> LauncherError:
+    return LauncherError(Problem(code=code, where=f"hub:{model_id}", what=what, hint=hint))

@@ -70,9 +70,9 @@ def rank_env(job: JobSpec, machine: Machine, run: RunDir, *, ranks: int) -> tupl
     return _env(job.cluster.env, run, **OFFLINE, **_device_env(machine, ranks))
 
 
-def calibrate_request(machine: Machine, run: RunDir, *, port: int) -> LaunchRequest:
-    """All ranks of the machine, started as those of a stage are, to measure it."""
-    argv = (*_ranks(machine, run, machine.slots, port), "calibrate", str(run.path), machine.device)
+def calibrate_request(machine: Machine, run: RunDir, *, port: int, starter: int) -> LaunchRequest:
+    """All ranks of the machine, started as those of a stage are, to measure it. They end with process `starter`."""
+    argv = (*_ranks(machine, run, machine.slots, port), "calibrate", str(run.path), machine.device, str(starter))
     env = _env({}, run, **OFFLINE, **_device_env(machine, machine.slots))
     return LaunchRequest(stage=CALIBRATE, argv=argv, env=env, world=machine.slots)
 

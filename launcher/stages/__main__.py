@@ -2,7 +2,8 @@
 
     prepare RUN            the whole chain's data and tokenizer, one CPU process
     train RUN STAGE        one rank of one stage; RANK, WORLD_SIZE, MASTER_ADDR … as the deepspeed command sets them
-    calibrate RUN DEVICE   one rank of those that measure this machine, started in the same way; DEVICE is cuda or cpu
+    calibrate RUN DEVICE [PID]  one rank of those that measure this machine, started in the same way; DEVICE is cuda or cpu;
+                           it ends when process PID does
     blueprint FOLDER       what a plan has to know of a model whose family it has no table of
     generate RUN …         try a trained model
     export RUN …           write a plain Hugging Face folder
@@ -16,14 +17,16 @@ import ctypes
 import importlib
 import json
 import os
+import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.errors import EXIT_USAGE, LauncherError, Problem
+from launcher.errors import EXIT_RUN, EXIT_USAGE, LauncherError, Problem
 from launcher.rundir.folder import RunDir, StageDir, write_json
 from launcher.rundir.order import StageOrder, read_order
 from launcher.spec.job import JobSpec
@@ -68,7 +71,9 @@ def main(argv: list[str]) -> int:
             leave(prepare(RunDir(Path(run).resolve())))
         case ["train", run, stage]:
             leave(train(RunDir(Path(run).resolve()), stage))
-        case ["calibrate", run, device]:
+        case ["calibrate", run, device, *starter]:
+            for pid in starter:
+                die_with(int(pid))
             leave(calibrate(RunDir(Path(run).resolve()), device))
         case [verb, *rest] if verb in TOOLS:
             return int(importlib.import_module(TOOLS[verb]).main(rest))
@@ -183,6 +188,24 @@ def die_with_parent() -> None:
     """A rank whose launcher was killed ends too, instead of holding its GPU. Linux only; elsewhere the launcher must."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with(pid: int) -> None:
+    """A rank whose figures nobody would read ends when that process does, by whatever: launch.py would outlive it. Linux."""
+    if sys.platform != "linux":
+        return
+    try:
+        ended = os.pidfd_open(pid)  # readable once the process has ended
+    except ProcessLookupError:
+        leave(EXIT_RUN)
+    except OSError:
+        return  # a kernel that has no such files
+
+    def wait() -> None:
+        select.select([ended], [], [])
+        leave(EXIT_RUN)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _start_log(path: Path) -> None:

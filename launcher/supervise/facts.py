@@ -127,7 +127,7 @@ def _refused(config: Config, file: str) -> ModelShape:
 def find_shape(job: JobSpec, unknown: Unknown = _refused) -> ModelShape:
     """From model.new, a folder, the table of well-known models, or the hub. `unknown`: for a family that no table has.
 
-    LauncherError E408, E411 and those of the shape.
+    LauncherError E408 and E411 for a file that is not there, E213 for one that is broken, and those of the shape.
     """
     model = job.model
     if model.new is not None:
@@ -147,7 +147,7 @@ def _vocab(tokenizer: str | NewTokenizer | None) -> int:
     value, place = _json_of(tokenizer, "tokenizer.json", None, field="model.tokenizer")
     vocab, added = _at(value, "model", "vocab"), _at(value, "added_tokens")
     if not isinstance(vocab, dict | list) or not vocab:
-        raise LauncherError(Problem(code="E411", where=place, what="holds no vocabulary", hint="choose another tokenizer"))
+        raise LauncherError(Problem(code="E213", where=place, what="holds no vocabulary", hint="choose another tokenizer"))
     ids = [int(token["id"]) for token in added] if isinstance(added, list) else []
     return max([len(vocab) - 1, *ids]) + 1
 
@@ -173,8 +173,8 @@ def _json_of(source: str, name: str, revision: str | None, *, field: str) -> tup
     try:
         return read_json(path), str(path)
     except OSError as error:
-        what = f"{field}: {name} cannot be read: {error.strerror}"
+        code, what = "E411", f"{field}: {name} cannot be read: {error.strerror}"
     except ValueError as error:
-        what = f"{field}: {name} is not a JSON object: {str(error).partition(chr(10))[0]}"
+        code, what = "E213", f"{field}: {name} is not a JSON object: {str(error).partition(chr(10))[0]}"
     hint = "name a folder as `save_pretrained` writes it"
-    raise LauncherError(Problem(code="E411", where=str(path), what=what, hint=hint))
+    raise LauncherError(Problem(code=code, where=str(path), what=what, hint=hint))

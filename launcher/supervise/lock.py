@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,13 +52,13 @@ def find_owner(run: RunDir) -> Owner | None:
 
 
 @contextmanager
-def controlling(run: RunDir) -> Iterator[None]:
-    """Hold the run while the block runs. LauncherError E507 where another process holds it."""
+def controlling(run: RunDir, *, refusal: Callable[[RunDir, Owner], Problem] | None = None) -> Iterator[None]:
+    """Hold the run while the block runs. LauncherError where another process holds it: E507, or what `refusal` says."""
     me = this_process()
     with _guard(run):
         owner = find_owner(run)
         if owner is not None and owner != me:
-            raise LauncherError(_in_use(run, owner))
+            raise LauncherError((refusal or _in_use)(run, owner))
         write_json(_file(run), asdict(me))
     try:
         yield

@@ -1,10 +1,12 @@
 """(machine, runs folder) -> Calibration: the ranks that a plan would use measure this machine. DO.
 
-They are started as a stage is, in a run folder of their own below <runs>/calibration/, which keeps their logs.
+They are started as a stage is, in a run folder of their own below <runs>/calibration/, which keeps their logs. Unlike a stage
+they end with the process that started them.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir, read_json, write_atomic
 from launcher.supervise import evidence, watch
 from launcher.supervise.calibration import FOLDER, calibration_path, write_calibration
-from launcher.supervise.lock import controlling
+from launcher.supervise.lock import Owner, controlling, this_process
 from launcher.supervise.preflight import package_problems, record_versions
 from launcher.supervise.stop import StopFlag
 
@@ -38,14 +40,14 @@ class Measured:
 
 
 def measure_machine(machine: Machine, *, runs_root: Path, now: datetime, stop: StopFlag) -> Measured | None:
-    """Measure, and write the device's file; None where it was stopped. LauncherError of the ranks, E407 and E507."""
+    """Measure, and write the device's file; None where it was stopped. LauncherError of the ranks, E407 and E424."""
     problems = package_problems()
     if problems:
         raise LauncherError(problems)
     run = RunDir((runs_root / FOLDER / MEASURING).resolve())
     run.path.mkdir(parents=True, exist_ok=True)
     began_s = time.monotonic()
-    with controlling(run):
+    with controlling(run, refusal=_measuring_already):
         end_processes(str(run.path), grace_s=watch.TERM_GRACE_S)
         told = _figures(machine, run, stop)
         if told is None:
@@ -69,7 +71,7 @@ def _figures(machine: Machine, run: RunDir, stop: StopFlag) -> dict[str, object]
     shutil.rmtree(folder.path, ignore_errors=True)
     record_versions(run)
     write_atomic(run.rendered / "hostfile", backend.hostfile_text(machine))
-    request = backend.calibrate_request(machine, run, port=free_port())
+    request = backend.calibrate_request(machine, run, port=free_port(), starter=os.getpid())
     outcome = watch.follow(request, run, watch.stage_files(run, STAGE, request.world), stop)
     if outcome.stopped:
         return None
@@ -85,6 +87,19 @@ def _figures(machine: Machine, run: RunDir, stop: StopFlag) -> dict[str, object]
 def _versions(run: RunDir) -> dict[str, object]:
     told = read_json(run.path / "versions.json")
     return {"host": told["host"], "versions": {"python": told["python"], **told["packages"]}}  # type: ignore[dict-item]
+
+
+def _measuring_already(run: RunDir, owner: Owner) -> Problem:
+    here = owner.host == this_process().host
+    hint = "wait for it, it takes half a minute, or end it"
+    return Problem(
+        code="E424",
+        where=str(run.path),
+        what=f"process {owner.pid} on {owner.host} measures already: two at once would falsify each other",
+        hint=f"{hint}: kill {owner.pid}"
+        if here
+        else f"{hint} on {owner.host}; other machines can measure under another --runs",
+    )
 
 
 def _unreadable(run: RunDir, error: Exception) -> Problem:

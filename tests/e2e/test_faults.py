@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -11,6 +12,8 @@ from launcher.backends.shell import find_processes
 from launcher.rundir.events import read_events
 
 pytestmark = pytest.mark.e2e
+
+ENDED_S = 20.0  # a rank ends at once; launch.py looks once a second
 
 
 def attempts(launcher) -> list[list[str]]:
@@ -116,3 +119,15 @@ def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher
     assert code == 6
     assert "launcher resume" in err
     check_nothing_is_left(launcher)
+
+
+def test_what_calibrate_has_started_ends_with_it_even_where_it_is_killed(launcher):
+    token = str(launcher.folder.resolve() / "runs" / "calibration" / "measuring")
+    process = launcher.start("calibrate")
+    launcher.wait_for(lambda: any(one.rank is not None for one in find_processes(token)), process)
+    process.kill()
+    process.communicate()
+    deadline_s = time.monotonic() + ENDED_S
+    while (left := find_processes(token)) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert not left

@@ -18,15 +18,10 @@ def test_a_model_that_is_not_in_the_cache_of_an_offline_machine_is_a_clear_probl
     assert problem.where == "hub:owner/no-such-model"
 
 
-def test_a_config_that_is_not_an_object_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text("[1]")
+@pytest.mark.parametrize("text", ["[1]", "{"])
+def test_a_config_that_is_broken_is_no_fault_of_the_hub(monkeypatch, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: str(tmp_path / "config.json"))
-    with pytest.raises(LauncherError, match="not an object"):
-        hub.fetch_json("owner/model", "config.json", None)
-
-
-def test_a_broken_config_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: str(tmp_path / "config.json"))
-    with pytest.raises(LauncherError, match=r"gave no config\.json"):
+    with pytest.raises(LauncherError, match=r"\[E213\] has a config\.json that is not a JSON object") as caught:
         hub.fetch_json("owner/model", "config.json", "main")
+    assert caught.value.exit_code == 3

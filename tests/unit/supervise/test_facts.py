@@ -156,7 +156,7 @@ def test_the_vocabulary_of_a_tokenizer_folder_counts_added_tokens(tmp_path):
     assert facts._vocab(str(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("text", "code"), [("{", "E411"), ("[]", "E411"), (None, "E411")])
+@pytest.mark.parametrize(("text", "code"), [("{", "E213"), ("[]", "E213"), (None, "E411")])
 def test_a_broken_config_of_a_local_model_is_a_clear_problem(tmp_path, text, code):
     folder = tmp_path / "model"
     folder.mkdir()

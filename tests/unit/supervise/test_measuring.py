@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
 
 from launcher.backends import local
 from launcher.backends.request import TOKEN, LaunchRequest
+from launcher.backends.shell import read_stat
 from launcher.cli import calibrate
 from launcher.cli.main import main
 from launcher.errors import LauncherError
 from launcher.plan.cost.constants import CPU
 from launcher.plan.cost.rates import cpu_device
+from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import ClusterSpec
 from launcher.supervise.calibration import read_calibration
 from launcher.supervise.facts import machine_here
+from launcher.supervise.lock import this_process
 from launcher.supervise.measuring import measure_machine
 from launcher.supervise.stop import StopFlag
 from launcher.units import GIB
@@ -59,7 +64,7 @@ def ranks(monkeypatch, quick, figures):
     def use(fault: str = "", **changes: object) -> None:
         told = json.dumps(as_told(figures) | changes)
 
-        def request(machine, run, *, port):
+        def request(machine, run, *, port, starter):
             argv = (sys.executable, "-c", RANKS, str(run.path), told, fault, str(machine.slots))
             return LaunchRequest(stage="calibrate", argv=argv, env=((TOKEN, str(run.path)),), world=machine.slots)
 
@@ -126,6 +131,25 @@ def test_the_command_says_when_others_had_the_cores(ranks, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "other programs took 40% of the cores" in err
     assert json.loads(out)["figures"]["had_cores"] == 0.6
+
+
+def test_a_second_one_is_refused_with_the_command_that_ends_the_first(ranks, tmp_path, capsys):
+    ranks()
+    first = subprocess.Popen(["sleep", "60"])
+    folder = RunDir((tmp_path / "calibration" / "measuring").resolve())
+    folder.path.mkdir(parents=True)
+    ticks = read_stat(first.pid).started_ticks
+    write_json(folder.path / "controller.json", asdict(replace(this_process(), pid=first.pid, started_ticks=ticks)))
+    try:
+        assert main(["calibrate", "--slots", "2", "--runs", str(tmp_path)]) == 4
+        told = capsys.readouterr().err
+        assert "[E424]" in told
+        command = told.split("or end it: ")[1].strip()
+        subprocess.run(shlex.split(command), check=True)
+        assert first.wait(timeout=10) == -signal.SIGTERM
+    finally:
+        first.kill()
+    assert main(["calibrate", "--slots", "2", "--runs", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("text", ["0", "many", "1025"])
