@@ -15,10 +15,6 @@ from launcher.supervise.planning import plan_of
 HUB_NOT_REACHABLE = "E413"
 # The file is right as far as it can be told without asking or starting anybody.
 NOT_CHECKED = (HUB_NOT_REACHABLE, NOT_MEASURED, NOT_ASKED)
-    HUB_NOT_REACHABLE,
-    NOT_MEASURED,
-    NOT_ASKED,
-)  # the file is right as far as it can be told without asking or starting anybody
 
 
 def add_arguments(parser: ArgumentParser) -> None:
