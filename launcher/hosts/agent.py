@@ -26,7 +26,8 @@ OTHER_WAIT_S = 30.0  # for the keeper of an earlier attempt to end
 
 def serve() -> int:
     """The exit code. Speaks on stdin and stdout alone."""
-    first = sys.stdin.buffer.readline(MAX_LINE)
+    with open(0, "rb", buffering=0, closefd=False) as stdin:  # what follows the line is left for the relay
+        first = stdin.readline(MAX_LINE)
     try:
         message = parse(first)
         match message.get("do"):

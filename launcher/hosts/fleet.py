@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,8 @@ class Fleet:
         self.stopping = True
         self.changed.set()
 
-    async def _until(self, true, wait_s: float | None = None) -> None:  # type: ignore[no-untyped-def]
+    async def _until(self, true: Callable[[], bool], wait_s: float | None = None) -> None:
+        """Until it is true, the time is over, or the fleet is told to stop."""
         deadline_s = None if wait_s is None else time.monotonic() + wait_s
         while not true() and not self.stopping:
             self.changed.clear()

@@ -85,6 +85,16 @@ def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
     assert find_processes(str(tmp_path)) == []
 
 
+def test_what_is_said_while_the_connection_is_broken_arrives_over_the_next_one(order):
+    async def break_and_stop(link: Link, message) -> None:
+        if message["kind"] == "started":
+            link._pipe.process.kill()
+            link.say({"stop": 1.0})
+
+    told = follow(Link(AGENT, order(SLEEP)), then=break_and_stop)
+    assert (told[-1]["kind"], told[-1]["asked"]) == ("ended", True)
+
+
 def test_without_a_controller_the_ranks_end_with_the_lease(order, tmp_path):
     async def go_away(link: Link, message) -> None:
         if message["kind"] == "started":
