@@ -15,8 +15,6 @@ from launcher.supervise.measuring import Measured, measure_machine
 from launcher.supervise.stop import StopFlag, listening
 from launcher.units import bytes_text, seconds_text, short_seconds_text
 
-QUIET = 0.9  # share of its cores that a rank has on a machine without other work
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     ranks = "ranks on this machine (default: its GPUs, or one CPU process for each core, at most 2)"
@@ -34,9 +32,9 @@ def run(args: Namespace) -> int:
     if measured is None:
         say("stopped; nothing was written")
         return EXIT_STOPPED
-    had = measured.figures.had_cores
-    if had is not None and had < QUIET:
-        say(f"other programs took {1 - had:.0%} of the cores meanwhile: measure again when they have ended")
+    taken = measured.calibration.disturbed
+    if taken:
+        say(f"other programs took {taken:.0%} of the cores meanwhile: measure again when they have ended; plans say so")
     if args.json:
         show_json({"file": str(measured.path), **read_json(measured.path)})
     else:

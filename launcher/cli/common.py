@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +30,13 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def add_runs(parser: ArgumentParser) -> None:
-    parser.add_argument("--runs", metavar="DIR", type=Path, help="folder of all runs (default: LAUNCHER_RUNS, else ./runs)")
+    parser.add_argument("--runs", metavar="DIR", type=_folder, help="folder of all runs (default: LAUNCHER_RUNS, else ./runs)")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ArgumentTypeError("an empty name is no folder; leave --runs out for the usual one")
+    return Path(text)
 
 
 def add_run(parser: ArgumentParser) -> None:

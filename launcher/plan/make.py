@@ -191,7 +191,11 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
         memory=replace(fit.memory, disk_bytes=_stage_disk_bytes(load, stage, layout.precision)),
         time=time,
         cost=cost_told(time, ground, rates),
-        reasons=(*reasons.reasons_of(spot, load, found, checkpoint_every=every), *reasons.scaled(scale, layout.precision)),
+        reasons=(
+            *reasons.reasons_of(spot, load, found, checkpoint_every=every),
+            *reasons.scaled(scale, layout.precision),
+            *reasons.disturbed(rates.disturbed),
+        ),
         rejected=found.rejected,
         pareto=found.front,
         judged=found.judged,

@@ -52,6 +52,12 @@ def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -
     return (*reasons, *comparison_reasons(found))
 
 
+def disturbed(share: float) -> list[Reason]:
+    """Nothing where the speeds were measured on a machine without other work."""
+    text = f"speeds were measured while other programs took {share:.0%} of the cores: measure again with `launcher calibrate`"
+    return [Reason(code="calibration.disturbed", text=text)] if share else []
+
+
 def scaled(scale: Scale, precision: Precision) -> list[Reason]:
     """By what finished runs of this device and precision were off, drawn to 1 where they are few."""
     parts = ((scale.runs, "step times", scale.time), (scale.memory_runs, "memory", scale.memory))

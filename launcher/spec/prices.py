@@ -44,12 +44,14 @@ def read_prices(path: Path) -> PricesSpec:
         raise LauncherError(Problem(code="E101", where=str(path), what=what, hint="check the path")) from None
     source = read_yaml(decode(data, str(path)), str(path))
     problems = [_problem(path, source, finding.path, finding.what, finding.hint) for finding in source.findings]
+    told = {finding.path for finding in source.findings}
     prices = None
     try:
         prices = PricesSpec.model_validate_json(json.dumps(source.value if source.value is not None else {}))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            problems.append(_of_detail(path, source, tuple(detail["loc"]), str(detail["type"]), str(detail["msg"])))
+            if tuple(detail["loc"]) not in told:
+                problems.append(_of_detail(path, source, tuple(detail["loc"]), str(detail["type"]), str(detail["msg"])))
     if problems or prices is None:
         raise LauncherError(problems)
     return prices
@@ -64,7 +66,10 @@ def _of_detail(path: Path, source: YamlSource, field: FieldPath, kind: str, mess
     value = source.value
     for step in field:
         value = value.get(step) if isinstance(value, dict) else None
-    hint = "three capital letters, as USD" if field == ("currency",) else "use a number in these bounds"
+    if kind in ("model_type", "dict_type"):
+        wanted, before = ("a price by GPU", "") if field else ("fields by name", "gpu_hour: ")
+        return _problem(path, source, field, f"{shown(value)}: not {wanted}", f"write {before}{{h100-80gb: 2.40}}")
+    hint = "three capital letters, as USD" if field == ("currency",) else "use a number in these bounds, without a unit"
     return _problem(path, source, field, f"{shown(value)}: {message[:1].lower()}{message[1:]}", hint)
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.errors import LauncherError, Problem
-from launcher.plan.cost.calibration import Calibration, calibrated_rates, check_numbers, device_name
-from launcher.plan.cost.rates import Rates, Scale
+from launcher.plan.cost.calibration import Calibration, calibrated_rates, check_number, check_numbers, device_name
+from launcher.plan.cost.rates import MEMORY_BOUNDS, MOST_RUNS, TIME_BOUNDS, Rates, Scale
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import read_json, write_json
 
@@ -60,7 +61,10 @@ def read_calibration(path: Path) -> Calibration | None:
             gpu=_block(told, "gpu"),
             links=_block(told, "links"),
             constants=_block(told, "constants"),
+            disturbed=told.get("disturbed", 0.0),  # type: ignore[arg-type]
         )
+        if calibration.device != path.stem:
+            raise ValueError(f"device is {calibration.device!r}, but the file is of {path.stem}")
         check_numbers(calibration)
     except (KeyError, ValueError) as error:
         raise LauncherError(_damaged(path, error)) from None
@@ -93,17 +97,19 @@ def read_scales(path: Path) -> Scales:
         rows = told["scales"]
         if told["schema"] != SCHEMA or not isinstance(rows, list):
             raise ValueError("`schema` or `scales` is not what it has to be")
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise ValueError(f"entry {number} of scales is {row!r}, no object")
         return dict(_scale(row) for row in rows if row["stack"] == STACK)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise LauncherError(_damaged(path, error)) from None
 
 
 def _scale(row: Mapping[str, object]) -> tuple[tuple[str, str], tuple[Scale, str, str]]:
-    numbers = {name: row[name] for name in ("time", "memory", "runs", "memory_runs")}
+    bounds = {"time": TIME_BOUNDS, "memory": MEMORY_BOUNDS, "runs": (0, MOST_RUNS), "memory_runs": (0, MOST_RUNS)}
+    numbers = {name: row[name] for name in bounds}
     for name, value in numbers.items():
-        least = 0 if name.endswith("runs") else 1e-6
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e9:
-            raise ValueError(f"{name} is {value!r}")
+        check_number(name, value, *bounds[name], whole=name.endswith("runs"))
     key = (_text(row, "device"), _text(row, "precision"))
     return key, (Scale(**numbers), _text(row, "speeds"), _text(row, "updated"))  # type: ignore[arg-type]
 
@@ -158,5 +164,6 @@ def _damaged(path: Path, error: Exception) -> Problem:
         why = f"no JSON: {error}"
     else:
         why = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-    again = "remove it: what finished runs told is forgotten" if path.name == SCALES else "measure again: launcher calibrate"
-    return Problem(code="E416", where=str(path), what=f"cannot be used: {why}", hint=again)
+    again = f"or measure again on that machine: launcher calibrate --runs {shlex.quote(str(path.parent.parent))}"
+    again = "and what finished runs told is forgotten" if path.name == SCALES else again
+    return Problem(code="E416", where=str(path), what=f"cannot be used: {why}", hint=f"remove {path}, {again}")

@@ -17,6 +17,7 @@ from launcher.plan.cost.rates import Rates, Scale
 from launcher.plan.plan import StagePlan
 from launcher.plan.replay import Replayed, replay
 from launcher.rundir.folder import RunDir, read_json
+from launcher.spec.gpu import GpuSpec
 from launcher.spec.stages import Stage
 from launcher.supervise.blueprints import kept_shapes
 from launcher.supervise.calibration import read_scales, scales_path, updating, write_scales
@@ -30,7 +31,7 @@ from launcher.units import bytes_text, short_seconds_text
 def feed_back(run: RunDir, planned: Planned, name: str, journal: Journal) -> None:
     """Compare, keep and tell."""
     stage = next(stage for stage in planned.job.stages if stage.stage_name == name)
-    if stage.kind == "ppo":
+    if stage.kind == "ppo" or isinstance(planned.job.cluster.gpu, GpuSpec):  # numbers of the job are the job's own business
         return
     try:
         runs_root = run.path.parent.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,15 +105,21 @@ def _prices(job: JobSpec) -> Prices:
         return Prices()
     prices = Prices(**dict(read_prices(Path(job.cluster.prices))))
     own = {job.cluster.gpu.name} if isinstance(job.cluster.gpu, GpuSpec) else set()
-    unknown = [name for name in prices.gpu_hour if name not in GPUS and name not in own]
+    meant = {name: _priced(name, own) for name in prices.gpu_hour}
+    unknown = [name for name, gpu in meant.items() if gpu is None]
     if unknown:
         raise LauncherError(_unknown_price(job.cluster.prices, name) for name in unknown)
-    return prices
+    return replace(prices, gpu_hour={str(gpu): prices.gpu_hour[name] for name, gpu in meant.items()})
+
+
+def _priced(name: str, own: set[str]) -> str | None:
+    """The GPU of a price: the job's own, or the catalogue's by any name that cluster.gpu takes."""
+    found = gpu_named(name)
+    return name if name in own else found.name if found else None
 
 
 def _unknown_price(file: str, name: str) -> Problem:
-    meant = gpu_named(name)
-    near = meant.name if meant else nearest(name, GPUS)
+    near = nearest(name, GPUS)
     hint = f"did you mean {near}?" if near else f"use one of {', '.join(GPUS)}"
     return Problem(code="E121", where=file, what=f"gpu_hour.{name}: is not in the catalogue of GPUs", hint=hint)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from statistics import median
 
-from launcher.plan.cost.constants import Constants
+from launcher.plan.cost.constants import PUBLISHED, Constants
 from launcher.plan.cost.figures import AttentionPass, BlockPass, Collective, Figures, Product
 from launcher.plan.cost.kernels import LAUNCH_S, Device, block_seconds, head_seconds
 from launcher.plan.cost.links import Links
@@ -27,6 +28,27 @@ ALONE = replace(OURS, deepspeed=False)
 LEAST_LATENCY_S = 1e-6
 LEAST_ELEMENTS, MOST_ELEMENTS = 0.05, 20.0
 MOST_SHARE = 1.0  # of the peak: no attention is faster
+QUIET = 0.8  # share of its cores that a rank has at least where nothing else works
+MOST_RANKS = 1024
+# What a number of a GPU or a link can be: no device is outside. Constants are within a factor FAR of the shipped ones.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "usable_gib": (0.1, 10_000),
+    "tflops_16bit": (1e-4, 100_000),
+    "memory_gbs": (1e-2, 100_000),
+    "nvlink_gbs": (1e-3, 10_000),
+    "nvlink_gpus": (1, 1024),
+    "host_gpus": (1, 1024),
+    "pcie_gbs": (1e-3, 1000),
+    "nic_gbs": (1e-3, 1000),
+    "multiprocessors": (1, 10_000),
+    "watts": (0.1, 10_000),
+    "usd_per_hour": (1e-6, 10_000),
+    "fp32_ratio": (1e-3, 100),
+    "tf32_ratio": (1e-3, 100),
+    "fp8_ratio": (0.1, 100),
+    "fp4_ratio": (0.1, 100),
+}
+FAR = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +61,7 @@ class Calibration:
     gpu: Mapping[str, float]
     links: Mapping[str, float]
     constants: Mapping[str, float]
+    disturbed: float = 0.0  # share of the cores that other programs took meanwhile, where it is more than QUIET leaves
 
 
 def device_name(machine: Machine) -> str:
@@ -65,6 +88,7 @@ def calibrated_rates(calibration: Calibration, machine: Machine, rates: Rates) -
         constants=replace(rates.constants, **calibration.constants),
         peak_tflops=None if machine.device == "cpu" or rates.gpu is None else gpu.tflops_16bit,
         basis=calibration.measured,
+        disturbed=calibration.disturbed,
     )
 
 
@@ -112,11 +136,22 @@ def calibration_of(figures: Figures, machine: Machine, *, measured: str) -> Cali
         gpu=_rounded(changed),
         links=_rounded(sent),
         constants=_rounded(constants),
+        disturbed=_disturbed(figures.had_cores),
     )
 
 
+def _disturbed(had_cores: float | None) -> float:
+    return round(1 - had_cores, 2) if had_cores is not None and had_cores < QUIET else 0.0
+
+
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+    """Within the bounds that a file has to keep: noise can measure a link that sends more for less."""
+    found = {}
+    for name, value in numbers.items():
+        least, most = _bounds(name)
+        kept = min(most, max(least, value))
+        found[name] = kept if isinstance(kept, int) else float(f"{kept:.4g}")
+    return found
 
 
 def _fitted(start: float, seconds: float, predicted: Callable[[float], float]) -> float:
@@ -248,17 +283,35 @@ def _work(precision: str, *, rows: int, tokens: int, heads: int, head_dim: int, 
 
 
 def check_numbers(calibration: Calibration) -> None:
-    """ValueError where a number has an unknown name or is not above 0."""
+    """ValueError where a number has an unknown name or is outside its bounds, and where the date is none."""
     for title, numbers, kind in (
         ("gpu", calibration.gpu, Gpu),
         ("links", calibration.links, Links),
         ("constants", calibration.constants, Constants),
     ):
-        known = {one.name for one in fields(kind) if one.type in ("float", "int")}
+        whole = {one.name: one.type == "int" for one in fields(kind) if one.type in ("float", "int")}
         for name, value in numbers.items():
-            if name not in known:
+            if name not in whole:
                 raise ValueError(f"{title}.{name} is not known")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
-                raise ValueError(f"{title}.{name} is {value!r}, not a number above 0")
-    if isinstance(calibration.ranks, bool) or not isinstance(calibration.ranks, int) or calibration.ranks < 1:
-        raise ValueError(f"ranks is {calibration.ranks!r}, not a number above 0")
+            check_number(f"{title}.{name}", value, *_bounds(name), whole=whole[name])
+    check_number("ranks", calibration.ranks, 1, MOST_RANKS, whole=True)
+    check_number("disturbed", calibration.disturbed, 0, 1, whole=False)
+    try:
+        datetime.fromisoformat(calibration.measured)
+    except ValueError:
+        raise ValueError(f"measured is {calibration.measured!r}, not a time") from None
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    if name in BOUNDS:
+        return BOUNDS[name]
+    shipped = getattr(PUBLISHED, name)
+    return shipped / FAR, shipped * FAR
+
+
+def check_number(name: str, value: object, least: float, most: float, *, whole: bool) -> None:
+    """ValueError where it is none within the bounds."""
+    kind = "a whole number" if whole else "a number"
+    right = not isinstance(value, bool) and isinstance(value, int if whole else int | float)
+    if not right or not least <= value <= most:  # type: ignore[operator]
+        raise ValueError(f"{name} is {value!r}, not {kind} from {least:g} to {most:g}")

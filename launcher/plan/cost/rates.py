@@ -15,6 +15,9 @@ from launcher.plan.gpus import GPUS, Gpu
 from launcher.plan.plan import Machine
 
 SHRINK = 2  # runs that a scale has to outweigh
+# What a finished stage can say of the plan: more is a run that was disturbed, or a plan that was wrong about something else.
+TIME_BOUNDS, MEMORY_BOUNDS = (0.1, 10.0), (0.5, 2.0)
+MOST_RUNS = 1_000_000
 # A core of a server CPU under torch, where nothing was measured: fp32 products, its share of the memory's bandwidth, ranks that
 # talk over loopback.
 CORE_TFLOPS, CORE_GBS, LOOPBACK_GBS, CORE_WATTS = 0.05, 8.0, 0.8, 8.0
@@ -35,10 +38,12 @@ class Scale:
 
     def with_time(self, ratio: float) -> Scale:
         """After one more stage."""
-        return replace(self, time=_mean(self.time, self.runs, ratio), runs=self.runs + 1)
+        mean = _mean(self.time, self.runs, _within(ratio, TIME_BOUNDS))
+        return replace(self, time=_within(mean, TIME_BOUNDS), runs=self.runs + 1)
 
     def with_memory(self, ratio: float) -> Scale:
-        return replace(self, memory=_mean(self.memory, self.memory_runs, ratio), memory_runs=self.memory_runs + 1)
+        mean = _mean(self.memory, self.memory_runs, _within(ratio, MEMORY_BOUNDS))
+        return replace(self, memory=_within(mean, MEMORY_BOUNDS), memory_runs=self.memory_runs + 1)
 
 
 def _drawn(mean: float, runs: int) -> float:
@@ -47,6 +52,10 @@ def _drawn(mean: float, runs: int) -> float:
 
 def _mean(mean: float, runs: int, ratio: float) -> float:
     return exp((runs * log(mean) + log(ratio)) / (runs + 1))
+
+
+def _within(ratio: float, bounds: tuple[float, float]) -> float:
+    return min(bounds[1], max(bounds[0], ratio))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,7 @@ class Rates:
     basis: str = "catalogue"  # names the numbers that scales were made with: this, or when they were measured
     peak_tflops: float | None = None  # what MFU counts as all; None: the GPU's own
     scales: Mapping[str, Scale] = field(default_factory=dict)  # by precision
+    disturbed: float = 0.0  # share of the cores that other programs took while the speeds were measured
 
     def speeds(self, machine: Machine) -> Speeds | None:
         if self.gpu is None or self.links is None:

@@ -29,6 +29,23 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         read_prices(tmp_path / "none.yaml")
 
 
-def test_a_list_is_no_price_file(tmp_path):
-    with pytest.raises(LauncherError, match=r"prices\.yaml:1:1 \[E121\]"):
-        read_prices(written(tmp_path, "- 2.4\n"))
+@pytest.mark.parametrize(
+    ("text", "what", "hint"),
+    [
+        ("- 2.4\n", "[2.4]: not fields by name", "write gpu_hour: {h100-80gb: 2.40}"),
+        ("2.4 a GPU\n", '"2.4 a GPU": not fields by name', "write gpu_hour: {h100-80gb: 2.40}"),
+        ("gpu_hour: 5\n", "gpu_hour: 5: not a price by GPU", "write {h100-80gb: 2.40}"),
+        (
+            "gpu_hour: {h100-80gb: 2 USD}\n",
+            'gpu_hour.h100-80gb: "2 USD": input should be a valid number',
+            "use a number",
+        ),
+        ("gpu_hour: {h100-80gb: .nan}\n", "gpu_hour.h100-80gb: .nan is not a finite number", "write a number"),
+    ],
+)
+def test_what_is_no_price_is_one_error_and_the_hint_shows_how(tmp_path, text, what, hint):
+    with pytest.raises(LauncherError) as error:
+        read_prices(written(tmp_path, text))
+    [problem] = error.value.problems
+    assert (problem.code, problem.what) == ("E121", what)
+    assert problem.hint.startswith(hint)

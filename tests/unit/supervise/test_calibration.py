@@ -79,22 +79,55 @@ def test_a_measured_number_changes_the_times(measured, tmp_path):
         ("[]", "does not hold a JSON object"),
         ("{}", "schema is missing"),
         ('{"schema": 9}', "schema 9 is not 1"),
-        ('{"schema": 1, "device": "d", "measured": "m", "ranks": 0, "gpu": {}, "links": {}, "constants": {}}', "ranks is 0"),
-        ('{"schema": 1, "device": "d", "measured": 1, "ranks": 1, "gpu": {}, "links": {}, "constants": {}}', "measured is 1"),
-        ('{"schema": 1, "device": "d", "measured": "m", "ranks": 1, "gpu": [], "links": {}, "constants": {}}', "gpu is no"),
-        ('{"schema": 1, "device": "d", "measured": "m", "ranks": 1, "gpu": {"watts": -1}, "links": {}, "constants": {}}', "-1"),
-        ('{"schema": 1, "device": "d", "measured": "m", "ranks": 1, "gpu": {"x": 1}, "links": {}, "constants": {}}', "gpu.x"),
-        ('{"schema": 1, "device": "d", "measured": "m", "ranks": 1, "gpu": {"name": 1}, "links": {}, "constants": {}}', "name"),
+        ({"device": "a100-80gb"}, "device is 'a100-80gb', but the file is of h100-80gb"),
+        ({"ranks": 0}, "ranks is 0, not a whole number from 1 to 1024"),
+        ({"ranks": 10**9}, "ranks is 1000000000"),
+        ({"measured": 1}, "measured is 1"),
+        ({"measured": "yesterday"}, "measured is 'yesterday', not a time"),
+        ({"disturbed": 1.5}, "disturbed is 1.5, not a number from 0 to 1"),
+        ({"gpu": []}, "gpu is no"),
+        ({"gpu": {"watts": -1}}, "gpu.watts is -1, not a number from 0.1 to 10000"),
+        ({"gpu": {"tflops_16bit": 1e-300}}, "gpu.tflops_16bit is 1e-300"),
+        ({"gpu": {"tflops_16bit": 1e14}}, "gpu.tflops_16bit is 100000000000000.0, not a number from 0.0001 to 100000"),
+        ({"gpu": {"tflops_16bit": "700"}}, "gpu.tflops_16bit is '700'"),
+        ({"gpu": {"multiprocessors": 0.3}}, "gpu.multiprocessors is 0.3, not a whole number from 1 to 10000"),
+        ({"gpu": {"nvlink_gpus": 2.5}}, "gpu.nvlink_gpus is 2.5, not a whole number"),
+        ({"links": {"host_gpus": 1.5}}, "links.host_gpus is 1.5, not a whole number"),
+        ({"constants": {"flash2": 1e14}}, "constants.flash2 is 100000000000000.0"),
+        ({"constants": {"memory_share": 1e-14}}, "constants.memory_share is 1e-14"),
+        ({"gpu": {"x": 1}}, "gpu.x"),
+        ({"gpu": {"name": 1}}, "name"),
     ],
 )
 def test_a_damaged_calibration_is_an_error_and_never_passed_over(measured, tmp_path, text, what):
-    measured.write_text(text)
+    measured.write_text(text if isinstance(text, str) else json.dumps(json.loads(measured.read_text()) | text))
     with pytest.raises(LauncherError) as error:
         planned(tmp_path)
     [problem] = error.value.problems
     assert (problem.code, problem.where) == ("E416", str(measured))
     assert what in problem.what
-    assert "launcher calibrate" in problem.hint
+    assert problem.hint == f"remove {measured}, or measure again on that machine: launcher calibrate --runs {tmp_path}"
+
+
+def test_a_calibration_that_other_work_disturbed_is_taken_and_the_plan_says_so(measured, tmp_path):
+    assert "calibration.disturbed" not in {reason.code for reason in planned(tmp_path).stages[0].reasons}
+    write_calibration(measured, replace(MEASURED, disturbed=0.35), beside={})
+    plan = planned(tmp_path)
+    assert plan.calibration == f"measured:{measured}"
+    [text] = [reason.text for reason in plan.stages[0].reasons if reason.code == "calibration.disturbed"]
+    assert text.startswith("speeds were measured while other programs took 35% of the cores")
+
+
+def test_a_gpu_by_numbers_takes_nothing_that_was_measured_of_one_that_has_its_name(measured, tmp_path):
+    write_scales(scales_path(tmp_path), SCALES)
+    stage = planned(tmp_path, "cluster.gpu={name: h100-80gb, memory_gib: 80, tflops: 900, memory_gbs: 3000}").stages[0]
+    assert (stage.time_scale, stage.memory_scale) == (1.0, 1.0)
+
+
+def test_a_price_names_a_gpu_as_cluster_gpu_does(tmp_path):
+    (tmp_path / "prices.yaml").write_text("gpu_hour: {H100-80GB: 100}\n")
+    plain, priced = (planned(tmp_path, *one).stages[0].cost for one in ((), (f"cluster.prices={tmp_path}/prices.yaml",)))
+    assert plain.amount is None or priced.amount > 10 * plain.amount
 
 
 def test_a_calibration_that_is_a_folder_is_an_error_too(tmp_path):
@@ -108,6 +141,17 @@ SCALES = {
     ("h100-80gb", "bf16"): (Scale(time=1.44, memory=1.1, runs=2, memory_runs=5), "catalogue", "2026-11-28T10:00:00Z"),
     ("cpu-2", "fp32"): (Scale(time=0.9, memory=1.0, runs=1, memory_runs=1), "catalogue", "2026-11-28T10:00:00Z"),
 }
+
+
+ROW = {
+    "device": "h100-80gb",
+    "stack": "zerolaunch",
+    "precision": "bf16",
+    "speeds": "catalogue",
+    "updated": "2026-11-28T10:00:00Z",
+}
+ROW |= {"time": 1.5, "memory": 1.1, "runs": 3, "memory_runs": 3}
+WRONG = ({"time": 1e8}, {"time": 0.01}, {"memory": 2.5}, {"memory": 1e-5}, {"runs": 0.5}, {"runs": -1}, {"memory": True})
 
 
 def test_scales_are_read_as_they_were_written(tmp_path):
@@ -145,7 +189,14 @@ def test_times_start_again_where_the_speeds_were_measured_anew_and_peaks_do_not(
 
 @pytest.mark.parametrize(
     "text",
-    ["", '{"schema": 1}', '{"schema": 1, "scales": {}}', '{"schema": 1, "scales": [7]}', '{"schema": 2, "scales": []}'],
+    [
+        "",
+        '{"schema": 1}',
+        '{"schema": 1, "scales": {}}',
+        '{"schema": 1, "scales": [7]}',
+        '{"schema": 2, "scales": []}',
+        *(json.dumps({"schema": 1, "scales": [ROW | change]}) for change in WRONG),
+    ],
 )
 def test_damaged_scales_are_an_error(tmp_path, text):
     scales_path(tmp_path).parent.mkdir()

@@ -131,6 +131,7 @@ def test_the_command_says_when_others_had_the_cores(ranks, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "other programs took 40% of the cores" in err
     assert json.loads(out)["figures"]["had_cores"] == 0.6
+    assert json.loads(out)["disturbed"] == 0.4
 
 
 def test_a_second_one_is_refused_with_the_command_that_ends_the_first(ranks, tmp_path, capsys):

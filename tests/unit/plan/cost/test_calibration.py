@@ -138,7 +138,7 @@ def test_noise_never_gives_a_number_below_0(cores, cpu):
     collectives = tuple(replace(one, seconds=1e-3 if one.bytes > 2**20 else 2e-3) for one in figures.collectives)
     attention = replace(figures.attention, backward_s=0.0)
     noisy = replace(figures, blocks=blocks, collectives=collectives, attention=attention)
-    check_numbers(calibration_of(noisy, cpu, measured="then"))
+    check_numbers(calibration_of(noisy, cpu, measured="2026-11-28T10:00:00Z"))
 
 
 @pytest.mark.parametrize("change", [{"gpu": {"tflops": 1.0}}, {"links": {"pcie_gbs": 0}}, {"constants": {"flash2": True}}])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.plan.cost.rates import Scale, catalogue_rates
+from launcher.plan.cost.rates import MEMORY_BOUNDS, TIME_BOUNDS, Scale, catalogue_rates
 from launcher.plan.make import make_plan
 from launcher.plan.shape import shape_of_new
 from launcher.spec.places import Places
@@ -47,3 +47,10 @@ def test_a_plan_is_scaled_by_its_precision_alone_and_says_by_what(make_job, cpu)
     text = "step times x 1.20 (2 stages) and memory x 1.10 (2 stages), as finished runs in fp32 measured"
     assert [reason.text for reason in told.reasons if reason.code == "calibration.runs"] == [text]
     assert not any(reason.code == "calibration.runs" for reason in plain.reasons)
+
+
+def test_a_stage_that_is_far_off_its_plan_counts_as_the_most_that_is_believed():
+    """What a file of scales may hold is what can be written into it."""
+    scale = Scale().with_time(1e6).with_memory(9.0)
+    assert (scale.time, scale.memory) == (TIME_BOUNDS[1], MEMORY_BOUNDS[1])
+    assert Scale().with_time(1e-6).time == pytest.approx(TIME_BOUNDS[0])
