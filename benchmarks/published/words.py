@@ -1,4 +1,4 @@
-"""A cell of words -> what it says, however it is written: yes or no, what is recomputed, the stage of ZeRO, what is offloaded."""
+"""A cell of words -> what it says, however it is written: yes or no, what is recomputed, ZeRO's stage, what is offloaded."""
 
 from __future__ import annotations
 
