@@ -60,9 +60,10 @@ _CALIBRATION = """\
 
 `launcher calibrate` measures this machine with the ranks that a plan would use, all at once: large matrix products, attention
 forward and backward, memory, all-reduce and all-gather at two sizes, Adam on the host; on GPUs copies to them; on CPUs a block
-of Llama and the loss. `<runs>/calibration/<device>.json` keeps the figures, by how much other programs disturbed them, if by more than a fifth and the numbers that follow from them, by which
+of Llama and the loss. `<runs>/calibration/<device>.json` keeps the figures and the numbers that follow from them, by which
 the model of time tells the measured seconds; a plan for the same device takes them instead of the catalogue's and says so
-(`speeds by measured:<file>`). Of a GPU only what the hardware does is replaced, how the software uses it stays as fitted. Of
+(`speeds by measured:<file>`), and that other programs took more than a fifth of the cores meanwhile, if they did
+(`calibration.disturbed`). Of a GPU only what the hardware does is replaced, how the software uses it stays as fitted. Of
 CPU ranks, for which nothing is published, the software's part is measured too; they serve to check the plan against real runs
 where there is no GPU (`benchmarks/cpu_plan.py`).
 
