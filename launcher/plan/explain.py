@@ -91,8 +91,11 @@ def _time_lines(time: Time) -> Iterator[str]:
     between = f"{short_seconds_text(time.low_s)} to {short_seconds_text(time.high_s)}"
     yield f"  time    {between} a step, as far off as 80 % of published runs: {shares}"
     speed = f"{count_text(time.tokens_per_s)} tokens/s, MFU {time.mfu:.0%} ({time.mfu_causal:.0%} of what a causal model needs)"
-    total = f", {seconds_text(time.total_s)} for the stage" if time.total_s is not None else ""
-    yield f"  speed   {speed}{total}"
+    yield f"  speed   {speed}"
+    if time.total_s is not None:
+        beside = "".join(f" + {short_seconds_text(seconds)} of {name}" for name, seconds in time.beside_s.items())
+        steps = f"{time.num_steps} optimizer steps x {short_seconds_text(time.step_s)}"
+        yield f"  stage   {steps}{beside} = {seconds_text(time.total_s)}"
 
 
 def _cost_lines(cost: Cost) -> Iterator[str]:

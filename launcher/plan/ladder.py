@@ -1,7 +1,8 @@
-"""Rungs: ZeRO stage, checkpointing and offload, cheapest first; and what fits on given ranks with given degrees.
+"""Rungs: ZeRO stage, checkpointing and offload, cheapest first; and what a layout on one of them needs.
 
 DERIVE, pure. Rungs cost more from top to bottom: ZeRO 0-2 send the same bytes a step, full checkpointing costs a third more
-compute, ZeRO 3 sends half as much again, offload waits for the host's memory. search.py times them.
+compute, ZeRO 3 sends half as much again, offload waits for the host's memory. Checkpoints rest on the host only where nothing
+else fits, or where that is asked for: each block waits for them. search.py times all of them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class Rung:
         words += [f"{name} on the CPU" for name, place in self._offloads() if place == "cpu"]
         words += ["optimizer on NVMe"] if self.offload_optimizer == "nvme" else []
         return ", ".join(words)
+
+    @property
+    def away(self) -> bool:
+        """Whether anything rests outside of the device."""
+        return self.checkpointing == "offload" or (self.offload_optimizer, self.offload_parameters) != ("none", "none")
 
     def _offloads(self) -> list[tuple[str, Place]]:
         return [("optimizer", self.offload_optimizer), ("parameters", self.offload_parameters)]
@@ -85,12 +91,19 @@ class Pinned:
         return all(wanted is None or wanted == offered for wanted, offered in pairs)
 
 
+LAST_RUNGS = tuple(replace(rung, checkpointing="offload") for rung in LADDER if rung.checkpointing == "full")
+
+
 def rungs_for(pinned: Pinned) -> list[Rung]:
-    """The allowed ones, cheapest first. Checkpoints rest on the host only where it is asked for: each block waits for them."""
-    ladder = list(LADDER)
-    if pinned.checkpointing == "offload":
-        ladder = [replace(rung, checkpointing="offload") for rung in LADDER if rung.checkpointing == "full"]
-    return [rung for rung in ladder if pinned.allows(rung)]
+    """The allowed ones, cheapest first: the last ones only where they are asked for."""
+    return [rung for rung in (LAST_RUNGS if pinned.checkpointing == "offload" else LADDER) if pinned.allows(rung)]
+
+
+def last_rungs_for(pinned: Pinned, load: Load, machine: Machine) -> list[Rung]:
+    """Those that nobody asked for and that are allowed: neither CPU ranks nor ppo can keep checkpoints elsewhere."""
+    if pinned.checkpointing is not None or machine.device == "cpu" or load.kind == "ppo":
+        return []
+    return [rung for rung in LAST_RUNGS if pinned.allows(rung)]
 
 
 UNPINNED = Pinned(zero=None, checkpointing=None, offload_optimizer=None, offload_parameters=None, micro=None)
@@ -132,16 +145,6 @@ class Fit:
     rung: Rung
     layout: Layout
     memory: Memory
-
-
-def first_fit(load: Load, ground: Ground, pinned: Pinned) -> Fit | None:
-    """The first rung that fits with the largest micro-batch that does, safely where one does; None: nothing fits at all."""
-    found = [best_micro(load, ground, rung, pinned) for rung in rungs_for(pinned) if unsuited(rung, ground, pinned) is None]
-    for wanted in (SAFE, LIKELY):
-        for fit in found:
-            if fits(fit, wanted):
-                return fit
-    return None
 
 
 _WRONG = "DeepSpeed trains wrongly in 16 bit at ZeRO 0: bf16 runs Adam one step ahead, fp16 divides by the loss scale"
@@ -187,11 +190,6 @@ def layout_of(ground: Ground, rung: Rung, micro: int, pinned: Pinned) -> Layout:
     )
 
 
-def best_micro(load: Load, ground: Ground, rung: Rung, pinned: Pinned) -> Fit:
-    """The best of all micro-batches that are tried."""
-    return best_of([fit_of(load, ground, rung, micro, pinned) for micro in micros_of(load, ground, pinned)])
-
-
 def best_of(tried: Sequence[Fit]) -> Fit:
     """Of micro-batches, largest first: the largest that fits safely, else that fits at all, else the smallest one."""
     for wanted in (SAFE, LIKELY):
@@ -224,7 +222,11 @@ def micros_worth_trying(load: Load, ground: Ground) -> list[int]:
 
 def fits(fit: Fit, wanted: float) -> bool:
     """On the device with this probability, and on the host."""
-    return (fit.memory.p_fit or 0) >= wanted and host_fits(fit)
+    return fits_device(fit, wanted) and host_fits(fit)
+
+
+def fits_device(fit: Fit, wanted: float) -> bool:
+    return (fit.memory.p_fit or 0) >= wanted
 
 
 def host_fits(fit: Fit) -> bool:

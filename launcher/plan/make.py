@@ -10,41 +10,27 @@ from dataclasses import replace
 
 from launcher.errors import LauncherError
 from launcher.plan import reasons
-from launcher.plan.asked import (
-    answer_tokens,
-    batch_of,
-    batch_path,
-    global_of,
-    is_quantized,
-    max_tokens_of,
-    parallel_of,
-    precision_of,
-    rollout_of,
-    updates_of,
-)
+from launcher.plan.asked import batch_path, global_of, max_tokens_of, rollout_of, updates_of
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.cost.of_stage import Clock, Rollout
 from launcher.plan.cost.rates import Rates, catalogue_rates
-from launcher.plan.degrees import legal_degrees
-from launcher.plan.ladder import Ground, Pinned
+from launcher.plan.grounds import grounds_of, load_of, pinned_of
+from launcher.plan.ladder import host_bytes, host_fits, short_of
 from launcher.plan.legality.rule import Case, Spot, spots_of
 from launcher.plan.legality.table import find_illegal
 from launcher.plan.load import Load
 from launcher.plan.memory import artifact_bytes, checkpoint_bytes
 from launcher.plan.plan import Machine, Plan, Precision, Rejected, StagePlan
-from launcher.plan.search import Found, merged, search
+from launcher.plan.rejected import merged
+from launcher.plan.search import Found, Short, search
 from launcher.plan.shape import ModelShape
 from launcher.plan.smallest_change import smallest_change
+from launcher.plan.spacing import spacing_of
 from launcher.plan.told import cost_told, time_told
 from launcher.spec.job import JobSpec
 from launcher.spec.places import Finding, Places
 from launcher.spec.stages import Ppo, Stage
 from launcher.units import bytes_text
-
-CHECKPOINTS_PER_STAGE = 5
-FEWEST_STEPS_BETWEEN = 25
-STEPS_BETWEEN_WHERE_UNKNOWN = 500
-MOST_LOST_S = 3600  # of work, when a run dies just before a checkpoint
 
 
 def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places, rates: Rates | None = None) -> Plan:
@@ -68,54 +54,17 @@ def _raise_if_any(findings: Sequence[Finding], places: Places) -> None:
         raise LauncherError(places.problems(findings))
 
 
-def load_of(job: JobSpec, stage: Stage, shape: ModelShape) -> Load:
-    """What the stage puts on a rank, whatever the layout."""
-    kind = stage.kind
-    return Load(
-        shape=shape,
-        kind=kind,
-        adapter=job.model.adapter,
-        quantized=is_quantized(job, kind),
-        eager=job.model.attention == "eager",
-        row_tokens=max_tokens_of(stage, shape) + answer_tokens(stage),
-        answer_tokens=answer_tokens(stage),
-        tf32=job.tf32,
-    )
-
-
-def pinned_of(job: JobSpec, stage: Stage) -> Pinned:
-    asked = parallel_of(job, stage)
-    return Pinned(
-        zero=asked.settled_zero,
-        checkpointing=asked.checkpointing,
-        offload_optimizer=asked.optimizer,
-        offload_parameters=asked.parameters,
-        micro=batch_of(job, stage).micro_seqs,
-        hpz=asked.hpz or 1,
-        ratio=asked.ratio or 1.0,
-        quantized_weights=asked.quantized_weights,
-        quantized_gradients=asked.quantized_gradients,
-    )
-
-
 def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
     job, stage = spot.job, spot.stage
     load, pinned = load_of(job, stage, spot.shape), pinned_of(job, stage)
-    precision = precision_of(job, stage, spot.case.machine)
-    speeds = rates.speeds(spot.case.machine)
-    clock = Clock(load, speeds, rollout=_rollout(job, stage), scale=rates.scale(precision).time) if speeds else None
-    grounds: list[Ground] = []
-    illegal: list[Rejected] = []
-    for world in _worlds(spot, rates):
-        fewer = spot if world == spot.case.world else _smaller(spot, world)
-        degrees, refused = legal_degrees(fewer)
-        illegal += refused if world == spot.case.world else []
-        grounds += [_ground(fewer, world, one, precision, rates) for one in degrees]
+    grounds, illegal = grounds_of(spot, rates)
     if not grounds:
         return _no_degrees(spot, illegal)
+    speeds, scale = rates.speeds(spot.case.machine), rates.scale(grounds[0].precision)
+    clock = Clock(load, speeds, rollout=_rollout(job, stage), scale=scale.time) if speeds else None
     found = search(load, grounds, pinned, clock, objective=job.objective)
-    if found is None:
-        return _no_plan(spot.index, load, grounds[0], pinned)
+    if isinstance(found, Short):
+        return _no_plan(spot, found, rates)
     return _stage_plan(spot, load, replace(found, rejected=(*found.rejected, *merged(illegal))), rates)
 
 
@@ -125,49 +74,13 @@ def _rollout(job: JobSpec, stage: Stage) -> Rollout | None:
     return Rollout(prompts=rollout_of(job, stage), steps=updates_of(job, stage))
 
 
-def _worlds(spot: Spot, rates: Rates) -> list[int]:
-    """All ranks; where the cheapest plan is wanted, halves of them too, down to one, as long as hosts are used whole."""
-    world, slots = spot.case.world, spot.case.machine.slots
-    if spot.job.objective != "cost" or not spot.asked.searches or rates.gpu is None:
-        return [world]
-    halves = [world]
-    while halves[-1] % 2 == 0:
-        halves.append(halves[-1] // 2)
-    usable = [one for one in halves if (one <= slots or one % slots == 0) and global_of(spot.job, spot.stage) % one == 0]
-    return list(dict.fromkeys([world, *usable]))
-
-
-def _smaller(spot: Spot, world: int) -> Spot:
-    """The same stage on fewer ranks: whole hosts as long as there are such."""
-    machine = spot.case.machine
-    nodes = max(1, world // machine.slots)
-    cluster = spot.job.cluster.model_copy(update={"slots": None})
-    job = spot.job.model_copy(update={"cluster": cluster})
-    case = replace(spot.case, job=job, machine=replace(machine, nodes=nodes, slots=world // nodes))
-    return replace(spot, case=case)
-
-
-def _ground(spot: Spot, world: int, degrees: tuple[int, int, int], precision: Precision, rates: Rates) -> Ground:
-    tp, pp, sp = degrees
-    return Ground(
-        machine=spot.case.machine,
-        dp=world // (tp * pp * sp),
-        tp=tp,
-        pp=pp,
-        sp=sp,
-        precision=precision,
-        global_batch=global_of(spot.job, spot.stage),
-        memory_scale=rates.scale(precision).memory,
-    )
-
-
 def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan:
     stage, fit = spot.stage, found.chosen.fit
     ground, layout = fit.ground, fit.layout
-    num_steps = stage.steps * updates_of(spot.job, stage) if stage.steps else None
-    time = time_told(load, ground, found.chosen.time, rates, num_steps=num_steps)
+    updates = updates_of(spot.job, stage)
+    time = time_told(load, ground, found.chosen.time, rates, num_steps=stage.steps * updates if stage.steps else None)
     scale = rates.scale(layout.precision)
-    every = _checkpoint_every(stage, time.step_s if time else None)
+    spacing = spacing_of(stage, step_s=updates * time.step_s if time else None)
     return StagePlan(
         name=stage.stage_name,
         kind=load.kind,
@@ -185,14 +98,14 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
         grad_accum=layout.grad_accum,
         global_batch=ground.global_batch,
         max_tokens=max_tokens_of(stage, spot.shape),
-        checkpoint_every=every,
+        checkpoint_every=spacing.steps,
         num_params=load.num_params,
         num_trainable=load.num_trainable,
         memory=replace(fit.memory, disk_bytes=_stage_disk_bytes(load, stage, layout.precision)),
         time=time,
         cost=cost_told(time, ground, rates),
         reasons=(
-            *reasons.reasons_of(spot, load, found, checkpoint_every=every),
+            *reasons.reasons_of(spot, load, found, spacing),
             *reasons.scaled(scale, layout.precision),
             *reasons.disturbed(rates.disturbed),
         ),
@@ -203,18 +116,6 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
         time_scale=scale.time,
         memory_scale=scale.memory,
     )
-
-
-def _checkpoint_every(stage: Stage, step_s: float | None) -> int:
-    """About five checkpoints a stage, but at least 25 steps apart, and at most an hour of work to lose.
-
-    500 steps where the number of steps is known only later.
-    """
-    if stage.checkpoint_every:
-        return stage.checkpoint_every
-    fifth = -(-stage.steps // CHECKPOINTS_PER_STAGE) if stage.steps else STEPS_BETWEEN_WHERE_UNKNOWN
-    hour = round(MOST_LOST_S / step_s) if step_s else fifth
-    return max(FEWEST_STEPS_BETWEEN, min(fifth, hour))
 
 
 def _stage_disk_bytes(load: Load, stage: Stage, precision: Precision) -> int:
@@ -247,7 +148,17 @@ def _no_degrees(spot: Spot, illegal: Sequence[Rejected]) -> Finding:
     )
 
 
-def _no_plan(index: int, load: Load, ground: Ground, pinned: Pinned) -> Finding:
-    least, change = smallest_change(load, ground, pinned)
-    what = f"no plan fits: at least {bytes_text(least.peak_bytes)} a rank, {bytes_text(least.limit_bytes)} are there"
-    return Finding(code="E210", path=("stages", index), what=what, hint=change)
+def _no_plan(spot: Spot, short: Short, rates: Rates) -> Finding:
+    path = ("stages", spot.index)
+    return Finding(code="E210", path=path, what=f"no plan fits: {_short_text(short)}", hint=smallest_change(spot, rates))
+
+
+def _short_text(short: Short) -> str:
+    """What there is too little of: of the host's memory where a rank's would be enough."""
+    least, on_host = short.least.memory, short.on_host
+    if on_host is None:
+        beside = "" if host_fits(short.least) else f"; and {short_of(short.least)}"
+        return f"at least {bytes_text(least.peak_bytes)} a rank, {bytes_text(least.limit_bytes)} are there{beside}"
+    there, rank = on_host.ground.machine.host_memory_bytes, bytes_text(least.limit_bytes)
+    need = f"what fits into the {rank} of a rank keeps at least {bytes_text(host_bytes(on_host))} in its host's memory"
+    return f"{need}, {bytes_text(there)} are there"

@@ -78,7 +78,9 @@ class Time:
     tokens_per_s: float
     mfu: float
     mfu_causal: float
-    total_s: float | None  # of the stage's passes, rows of full length; None: steps are known when the data is prepared
+    num_steps: int | None  # of the optimizer over the stage; None: known when the data is prepared
+    beside_s: dict[str, float]  # what the stage does once, beside its steps
+    total_s: float | None  # num_steps x step_s and all of beside_s, for rows of full length
     low_s: float  # 80 % of the true step times lie between the two, as far as published ones tell
     high_s: float
 

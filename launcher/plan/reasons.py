@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from launcher.plan.asked import answer_tokens, batch_of
-from launcher.plan.batch import micro_choices
+from launcher.plan.asked import answer_tokens, batch_of, global_of, rollout_of, updates_of
+from launcher.plan.batch import micro_choices, nearest_multiples
+from launcher.plan.candidate import ROOM, Objective, degrees_text
 from launcher.plan.comparison import comparison_reasons
 from launcher.plan.cost.rates import Scale
 from launcher.plan.ladder import ENOUGH_TOKENS, SAFE, Fit, Ground
@@ -11,12 +12,14 @@ from launcher.plan.layout import sums_in_fp32
 from launcher.plan.legality.rule import Case, Spot
 from launcher.plan.load import Load
 from launcher.plan.plan import Precision, Reason
-from launcher.plan.search import Found, Objective
+from launcher.plan.search import Found
 from launcher.plan.share import pipeline_split
+from launcher.plan.spacing import Spacing
 from launcher.spec.data import DEFAULT_MAX_TOKENS
-from launcher.spec.stages import Stage
+from launcher.spec.stages import Ppo, Stage
 from launcher.units import bytes_text, count_text
 
+_WORD: dict[Objective, str] = {"speed": "fastest", "cost": "cheapest", "memory": "smallest"}  # in codes too
 _BEST: dict[Objective, str] = {
     "speed": "fastest plan that fits",
     "cost": "cheapest plan that fits",
@@ -29,11 +32,12 @@ _NOTHING: dict[Objective, str] = {
 }
 
 
-def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -> tuple[Reason, ...]:
+def reasons_of(spot: Spot, load: Load, found: Found, spacing: Spacing) -> tuple[Reason, ...]:
     """One reason for each number of the stage's plan, then how it compares."""
     case, stage, fit = spot.case, spot.stage, found.chosen.fit
     reasons = [
         *_measured(spot),
+        *_objective(found),
         _world(case, fit.ground),
         *_degrees(spot, load, found),
         _zero(spot, found),
@@ -43,13 +47,14 @@ def reasons_of(spot: Spot, load: Load, found: Found, *, checkpoint_every: int) -
         _batch(case, stage, load, found),
         *_sums(fit),
         _max_tokens(case, stage),
-        _checkpoints(stage, checkpoint_every),
+        *_iterations(case, stage),
+        _checkpoints(stage, spacing),
         *_adapter(case, load),
     ]
     if (fit.memory.p_fit or 0) < SAFE:
         text = f"fits with probability {fit.memory.p_fit:.2f} only: nothing that is allowed needs less"
         reasons.append(Reason(code="memory.tight", text=text))
-    return (*reasons, *comparison_reasons(found))
+    return (*reasons, *comparison_reasons(found, machine=case.machine))
 
 
 def disturbed(share: float) -> list[Reason]:
@@ -79,6 +84,17 @@ def _measured(spot: Spot) -> list[Reason]:
     return [Reason(code="family.measured", text=text)]
 
 
+def _objective(found: Found) -> list[Reason]:
+    """Nothing where the plan is chosen by speed, as it is unless a job asks otherwise, or where no speed is known."""
+    told = {
+        "cost": f"objective cost: the fewest GPU hours, {found.chosen.gpu_seconds:.3g} GPU seconds a step",
+        "memory": f"objective memory: the lowest peak of the plans that take at most {ROOM - 1:.0%} longer than the fastest",
+    }
+    if found.chosen.time is None or found.objective not in told:
+        return []
+    return [Reason(code=f"objective.{found.objective}", text=told[found.objective])]
+
+
 def _world(case: Case, ground: Ground) -> Reason:
     asked = case.job.cluster.slots
     devices = "CPU processes" if case.cpu else f"{case.machine.gpu or 'GPU'} ranks"
@@ -97,11 +113,11 @@ def _degrees(spot: Spot, load: Load, found: Found) -> list[Reason]:
     replica = ground.tp * ground.pp * ground.sp
     if replica == 1:
         return []
-    degrees = {"tensor": ground.tp, "pipeline": ground.pp, "sequence": ground.sp}
-    named = " x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    named = degrees_text(ground)
     replicas = f"{ground.dp} {'replicas' if ground.dp > 1 else 'replica'} of {replica} ranks"
     if spot.asked.searches:
-        reasons = [Reason(code="degrees.fastest", text=f"{named} is in the {_BEST[found.objective]}: {replicas}")]
+        code, text = f"degrees.{_WORD[found.objective]}", f"{named} is in the {_BEST[found.objective]}: {replicas}"
+        reasons = [Reason(code=code, text=text), *_uneven(spot, ground)]
     else:
         reasons = [Reason(code="degrees.asked", text=f"{named} as parallel asks: {replicas}")]
     if ground.sp > 1:
@@ -110,6 +126,17 @@ def _degrees(spot: Spot, load: Load, found: Found) -> list[Reason]:
     if ground.pp > 1:
         reasons += [_split(spot, load, ground.pp), _bubble(ground.pp, layout.grad_accum)]
     return reasons
+
+
+def _uneven(spot: Spot, ground: Ground) -> list[Reason]:
+    """Nothing where as many replicas as ranks could share the rows."""
+    rows, micro = ground.global_batch, batch_of(spot.job, spot.stage).micro_seqs or 1
+    unit = micro * ground.world
+    if rows % unit == 0:
+        return []
+    near = " or ".join(map(str, nearest_multiples(rows, unit)))
+    text = f"{rows} {_rows_text(spot.stage.kind)} are no multiple of {unit}, so no rank can be a replica by itself: {near} are"
+    return [Reason(code="degrees.rows", text=text)]
 
 
 def _split(spot: Spot, load: Load, pp: int) -> Reason:
@@ -149,7 +176,7 @@ def _zero(spot: Spot, found: Found) -> Reason:
         return Reason(code="zero.1_costs_nothing", text=text)
     if found.chosen.time is None:
         return Reason(code="zero.smallest_that_fits", text=f"ZeRO-{zero} is the cheapest that fits: {need}")
-    return Reason(code="zero.fastest", text=f"ZeRO-{zero} is in the {_BEST[found.objective]}: {need}")
+    return Reason(code=f"zero.{_WORD[found.objective]}", text=f"ZeRO-{zero} is in the {_BEST[found.objective]}: {need}")
 
 
 def _offload(spot: Spot, found: Found) -> list[Reason]:
@@ -181,13 +208,16 @@ def _checkpointing(spot: Spot, found: Found) -> Reason:
     if kept == "none":
         return Reason(code="checkpointing.not_needed", text="activations fit without recomputing them")
     text = f"activations are recomputed, a third more compute: {_NOTHING[found.objective]}"
+    if kept == "offload":
+        text = "activations are recomputed from what rests in host memory: nothing else fits as safely"
+        return Reason(code="checkpointing.last", text=text)
     return Reason(code="checkpointing.saves_memory", text=text)
 
 
 def _batch(case: Case, stage: Stage, load: Load, found: Found) -> Reason:
     ground, layout = found.chosen.fit.ground, found.chosen.layout
     micro, accum = layout.micro_batch, layout.grad_accum
-    text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load)} a step"
+    text = f"{micro} x {accum} x {ground.dp} = {ground.global_batch} {_rows_text(load.kind)} a step"
     if batch_of(case.job, stage).micro_seqs:
         return Reason(code="batch.asked", text=f"{text}, micro as asked")
     if accum == 1:
@@ -199,7 +229,7 @@ def _batch(case: Case, stage: Stage, load: Load, found: Found) -> Reason:
         return Reason(code="batch.fills_the_pipeline", text=f"{text}: the largest micro-batch that keeps all stages busy")
     if larger * load.sequences_per_row * load.row_tokens > ENOUGH_TOKENS[case.machine.device] * ground.sp:
         return Reason(code="batch.busy_enough", text=f"{text}: {count_text(tokens)} tokens in a pass keep the device busy")
-    return Reason(code="batch.fastest", text=f"{text}: the micro-batch of the {_BEST[found.objective]}")
+    return Reason(code=f"batch.{_WORD[found.objective]}", text=f"{text}: the micro-batch of the {_BEST[found.objective]}")
 
 
 def _sums(fit: Fit) -> list[Reason]:
@@ -209,8 +239,8 @@ def _sums(fit: Fit) -> list[Reason]:
     return [Reason(code="gradients.fp32_sums", text=text)]
 
 
-def _rows_text(load: Load) -> str:
-    return {"reward": "pairs", "dpo": "pairs", "ppo": "answers", "pretrain": "blocks"}.get(load.kind, "rows")
+def _rows_text(kind: str) -> str:
+    return {"reward": "pairs", "dpo": "pairs", "ppo": "answers", "pretrain": "blocks"}.get(kind, "rows")
 
 
 def _max_tokens(case: Case, stage: Stage) -> Reason:
@@ -227,12 +257,19 @@ def _max_tokens(case: Case, stage: Stage) -> Reason:
     return Reason(code="max_tokens.default", text=f"{DEFAULT_MAX_TOKENS} tokens a row{behind}, the default")
 
 
-def _checkpoints(stage: Stage, every: int) -> Reason:
-    if stage.checkpoint_every:
-        return Reason(code="checkpoints.asked", text=f"a checkpoint every {every} steps as asked, {stage.keep} kept")
-    why = "about five a stage, at least 25 steps and at most an hour apart"
-    why = why if stage.steps else "the number of steps is known when data is prepared"
-    return Reason(code="checkpoints.default", text=f"a checkpoint every {every} steps, {stage.keep} kept: {why}")
+def _iterations(case: Case, stage: Stage) -> list[Reason]:
+    """ppo: the optimizer steps of one of the stage's steps."""
+    if not isinstance(stage, Ppo):
+        return []
+    answers, rows = rollout_of(case.job, stage), global_of(case.job, stage)
+    text = f"a step of the stage samples {answers} answers: {answers} / {rows} x {stage.ppo_epochs} epochs"
+    return [Reason(code="steps.of_an_iteration", text=f"{text} = {updates_of(case.job, stage)} optimizer steps")]
+
+
+def _checkpoints(stage: Stage, spacing: Spacing) -> Reason:
+    every = "every step" if spacing.steps == 1 else f"every {spacing.steps} steps"
+    code = "checkpoints.asked" if stage.checkpoint_every else "checkpoints.default"
+    return Reason(code=code, text=f"a checkpoint {every}, {stage.keep} kept: {spacing.why}")
 
 
 def _adapter(case: Case, load: Load) -> list[Reason]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from launcher.plan.cost.of_stage import Clock
 from launcher.plan.cost.rates import Rates
+from launcher.plan.grounds import load_of, pinned_of
 from launcher.plan.ladder import Ground, Rung, layout_of
 from launcher.plan.layout import Layout
-from launcher.plan.make import load_of, pinned_of
 from launcher.plan.memory import memory_of
 from launcher.plan.plan import Machine, StagePlan
 from launcher.plan.shape import ModelShape

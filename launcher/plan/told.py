@@ -17,7 +17,8 @@ from launcher.plan.plan import Cost, Time
 
 LOW, HIGH = 0.92, 1.19  # true / predicted: the 10th and the 90th of a hundred published step times
 
-REFERENCE_PASS = 1 / 3  # of a training step: dpo scores its rows under the reference before the first one
+REFERENCE = "scoring under the reference"  # dpo, before its first step
+REFERENCE_PASS = 1 / 3  # of a training step, for the same rows
 
 
 def time_told(load: Load, ground: Ground, step: StepTime | None, rates: Rates, *, num_steps: int | None) -> Time | None:
@@ -25,6 +26,7 @@ def time_told(load: Load, ground: Ground, step: StepTime | None, rates: Rates, *
     if step is None or rates.gpu is None:
         return None
     tokens = ground.global_batch * load.sequences_per_row * load.row_tokens
+    beside = {REFERENCE: REFERENCE_PASS * num_steps * step.step_s} if num_steps and load.kind == "dpo" else {}
     peak = rates.peak_flops * ground.world
     return Time(
         step_s=step.step_s,
@@ -33,7 +35,9 @@ def time_told(load: Load, ground: Ground, step: StepTime | None, rates: Rates, *
         tokens_per_s=tokens / step.step_s,
         mfu=tokens * token_flops(load) / step.step_s / peak,
         mfu_causal=tokens * token_flops(load, causal=True) / step.step_s / peak,
-        total_s=num_steps * step.step_s * (1 + REFERENCE_PASS if load.kind == "dpo" else 1) if num_steps else None,
+        num_steps=num_steps,
+        beside_s=beside,
+        total_s=num_steps * step.step_s + sum(beside.values()) if num_steps else None,
         low_s=LOW * step.step_s,
         high_s=HIGH * step.step_s,
     )

@@ -103,8 +103,8 @@ CPU = replace(
     optimizer_bytes=14.0,
     launch_cpu=5e-4,
     collective_s=3e-4,
-    # gloo, measured: an all-gather takes as long as the all-reduce of the same vector, a reduce-scatter 2.7 times as long; a ring
-    # would take half. Both are told beside the mean speed of all-reduce and all-gather.
+    # gloo, measured: an all-gather takes as long as the all-reduce of the same vector, a reduce-scatter 2.7 times as long; a
+    # ring would take half. Both are told beside the mean speed of all-reduce and all-gather.
     gather_cost=1.6,
     scatter_cost=4.0,
 )

@@ -97,10 +97,11 @@ class Clock:
         if host_ranks is not None and host_ranks != speeds.host_ranks:
             speeds = replace(speeds, host_ranks=host_ranks)
         time = self._step(work)
-        away, offload = off_device(layout), _offload_seconds(self.load, layout, work, speeds)
-        spared = away * (time.parts["optimizer"] - speeds.constants.step_s)  # what a step costs whatever it moves remains
-        parts = {**time.parts, "optimizer": time.parts["optimizer"] - spared}
-        step = time.step_s - spared + offload
+        # what Adam takes on the device; the engine's own work around it stays, wherever Adam runs
+        adam = off_device(layout) * (time.parts["optimizer"] - speeds.constants.step_s)
+        offload = _offload_seconds(self.load, layout, work, speeds, device_adam_s=adam)
+        parts = {**time.parts, "optimizer": time.parts["optimizer"] - adam}
+        step = time.step_s - adam + offload
         if offload:
             parts["offload"] = offload
         if self.rollout is not None:
@@ -132,8 +133,8 @@ class Clock:
         return self._devices[arithmetic]
 
 
-def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> float:
-    """What a step waits for because something rests in host memory or on disk."""
+def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds, *, device_adam_s: float) -> float:
+    """What a step waits for because something rests in host memory or on disk. Adam is no faster there than on the device."""
     if (layout.offload_optimizer, layout.offload_parameters) == ("none", "none") and layout.checkpointing != "offload":
         return 0.0
     constants, pcie = speeds.constants, speeds.links.pcie_gbs * 1e9 * speeds.constants.pcie_share
@@ -145,7 +146,7 @@ def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds) -> 
         times = layout.grad_accum if layout.zero == 3 or (layout.zero == 2 and not sums) else 1
         moved = ((4 if sums else size) * times + size) * owned
         adam = constants.optimizer_bytes * owned * speeds.host_ranks / (constants.host_gbs * 1e9)
-        seconds += away * (moved / pcie + adam)
+        seconds += away * moved / pcie + max(away * adam, device_adam_s)
     if layout.offload_optimizer == "nvme":
         seconds += 2 * 16 * owned * speeds.host_ranks / (constants.nvme_gbs * 1e9)
     if layout.offload_parameters == "cpu":

@@ -40,20 +40,27 @@ def batch_divides(spot: Spot) -> Iterator[Refusal]:
     common = lcm(*units.values())
     if dp is None or total % common == 0:
         return
-    if total < dp and searched_degrees_fit(spot):
-        return  # fewer rows than ranks: the plan lets several ranks share a row
+    if searched_degrees_fit(spot):
+        return  # fewer replicas of several ranks share the rows
     near = [f"{number} (nearest)" if not rank else str(number) for rank, number in enumerate(nearest_multiples(total, common))]
     hint = f"use {' or '.join(near)}"
     if len(set(units.values())) > 1:
         needs = ", ".join(f"{name} {unit}" for name, unit in units.items())
         what = f"{total} is not a multiple of {common}, which its stages need together ({needs}: micro x data-parallel)"
     elif micro is None:
-        what = f"{total} is not a multiple of data-parallel = {dp}"
+        what = f"{total} is not a multiple of data-parallel = {dp}{_nothing_else(spot)}"
     else:
-        what = f"{total} is not a multiple of micro x data-parallel = {micro} x {dp} = {common}"
+        what = f"{total} is not a multiple of micro x data-parallel = {micro} x {dp} = {common}{_nothing_else(spot)}"
         if total % dp == 0:
             hint += f", or micro {nearest_micro(micro, rows=total // dp)}, or leave batch.micro out and let the plan choose"
     yield Refusal(path=path, what=what, hint=hint)
+
+
+def _nothing_else(spot: Spot) -> str:
+    """Where the plan would choose the degrees: why it does not make fewer replicas."""
+    if not spot.asked.searches:
+        return ""
+    return ", and no tensor, pipeline or sequence degree makes replicas that share it" if spot.case.world > 1 else ""
 
 
 def _units(spot: Spot) -> dict[str, int]:

@@ -6,15 +6,19 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.cli.goldens import machine_for
 from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape, shape_from_config, shape_of_new
 from launcher.spec.job import JobSpec
+from launcher.spec.load import open_job
 from launcher.spec.places import Places
+from launcher.supervise.facts import find_shape
 from launcher.units import GIB
 
 SMALL_JOB: dict[str, Any] = {
@@ -112,3 +116,14 @@ def plan(cpu: Machine) -> Callable[..., Plan]:
         return make_plan(job, machine=machine, shape=shape, places=places)
 
     return planned
+
+
+@pytest.fixture
+def example_plans() -> list[Plan]:
+    """Of every job in examples/, on the machine that its golden is made for."""
+    plans = []
+    for path in sorted((Path(__file__).parents[3] / "examples").glob("*.yaml")):
+        loaded = open_job(path)
+        machine, shape = machine_for(loaded.job), find_shape(loaded.job)
+        plans.append(make_plan(loaded.job, machine=machine, shape=shape, places=loaded.places))
+    return plans

@@ -328,7 +328,7 @@ CASES = {
         {"stages.0.data.max_tokens": 512},
     ),
     "global that is no multiple of the ranks": (
-        {"batch.global": 33},
+        {"batch.global": 33, "parallel.zero": 1},
         "gpus",
         "[E204] batch.global: 33 is not a multiple of data-parallel = 8\n  hint: use 32 (nearest) or 40",
         {"batch.global": 32},
@@ -336,13 +336,15 @@ CASES = {
     "global that is no multiple of micro x ranks": (
         {"batch": {"global": 500, "micro": 4}, "cluster.slots": 32},
         "gpus",
-        "[E204] batch.global: 500 is not a multiple of micro x data-parallel = 4 x 32 = 128\n  hint: use 512 (nearest) or 384",
+        "[E204] batch.global: 500 is not a multiple of micro x data-parallel = 4 x 32 = 128, and no tensor,"
+        " pipeline or sequence degree makes replicas that share it\n  hint: use 512 (nearest) or 384",
         {"batch.global": 512},
     ),
     "micro that does not divide": (
         {"batch": {"global": 32, "micro": 5}},
         "cpu",
-        "[E204] batch.global: 32 is not a multiple of micro x data-parallel = 5 x 2 = 10\n"
+        "[E204] batch.global: 32 is not a multiple of micro x data-parallel = 5 x 2 = 10, and no tensor, pipeline"
+        " or sequence degree makes replicas that share it\n"
         "  hint: use 30 (nearest) or 40, or micro 4, or leave batch.micro out and let the plan choose",
         {"batch.micro": 4},
     ),
@@ -389,7 +391,7 @@ def test_a_batch_of_the_job_is_reported_once_and_not_for_each_stage(make_job, pl
 
 def test_a_batch_of_one_stage_is_reported_there(make_job, plan):
     with pytest.raises(LauncherError) as caught:
-        plan(make_job({"stages.0.batch": {"global": 7}}))
+        plan(make_job({"stages.0.batch": {"global": 7}, "parallel.zero": 1}))
     assert caught.value.problems[0].what == "stages.sft.batch.global: 7 is not a multiple of data-parallel = 2"
 
 

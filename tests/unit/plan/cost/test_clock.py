@@ -33,8 +33,21 @@ def test_half_of_an_optimizer_on_the_host_takes_half_of_both(load, layout, speed
     )
     kept = Clock(load, speeds).time(layout).parts
     assert half["offload"] == pytest.approx(whole["offload"] / 2)
-    fixed = speeds.constants.step_s  # launches, the norm, the exchange: whatever is moved
-    assert half["optimizer"] - fixed == pytest.approx((kept["optimizer"] - fixed) / 2)
+    floor = speeds.constants.step_s
+    assert half["optimizer"] - floor == pytest.approx((kept["optimizer"] - floor) / 2)
+
+
+@pytest.mark.parametrize("host_gbs", [1.0, 47.0, 1e6])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("ratio", [0.25, 1.0])
+def test_a_step_is_never_faster_for_an_offload(load, layout, speeds, host_gbs, zero, ratio):
+    """However small the model and however fast the host."""
+    clock = Clock(load, replace(speeds, constants=replace(speeds.constants, host_gbs=host_gbs)))
+    here = replace(layout, zero=zero)
+    plain = clock.time(here).step_s
+    for change in ({"offload_optimizer": "cpu", "ratio": ratio}, {"offload_parameters": "cpu"}, {"checkpointing": "offload"}):
+        away = here if "checkpointing" not in change else replace(here, checkpointing="full")
+        assert clock.time(replace(away, **change)).step_s >= (plain if away is here else clock.time(away).step_s)
 
 
 @pytest.mark.parametrize(
