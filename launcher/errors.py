@@ -573,6 +573,102 @@ _code(
     remedy="Let `launcher plan` ask them, or plan away from them with cluster.gpu.",
 )
 
+_code(
+    "E425",
+    title="other versions on a host",
+    when="Python, a package that ranks import, or the NVIDIA driver is of another version than on most hosts. Other"
+    " packages, the last number of Python's version and that of a driver only warn.",
+    remedy="Install the same environment on every host, with the command that is named.",
+)
+_code(
+    "E426",
+    title="other code on a host",
+    when="The launcher's own files are not the same on all hosts, or not those of this machine.",
+    remedy="Install the very same zerolaunch everywhere, or put its folder on the shared one.",
+)
+_code(
+    "E427",
+    title="other user on a host",
+    when="The login on a host is as another user than on most: files of the one are not the other's.",
+    remedy="Name the user in ~/.ssh/config.",
+)
+_code(
+    "E428",
+    title="clock is off",
+    when="A host's clock is more than 10 s away from the middle of all clocks; from 1 s on it is only said.",
+    remedy="Let a time server set it.",
+)
+_code(
+    "E429",
+    title="limit too low",
+    when="A process may open too few files or lock too little memory, or /dev/shm is too small. Only 64 MiB of /dev/shm"
+    " beside several GPUs stop a run.",
+    remedy="Raise the limit as the hint says.",
+)
+_code(
+    "E430",
+    title="hosts do not reach each other",
+    when="A host cannot connect to another one on a port where ranks would meet.",
+    remedy="Open the ports between the hosts, in their firewalls and in the cloud's.",
+)
+_code(
+    "E431",
+    title="name leads elsewhere",
+    when="On a host, the name of another one leads to itself, to a third one, or to where that host is not met; or its"
+    " own name leads to 127.0.0.1. A name that a host does not know only warns.",
+    remedy="Mend /etc/hosts or DNS on the host that is named.",
+)
+_code(
+    "E432",
+    title="folder not shared",
+    when="A host does not see a file that was written here in the folder of the runs, or its own file is not seen here.",
+    remedy="Mount the same folder on all hosts and here, and name it with --runs.",
+)
+_code(
+    "E433",
+    title="path not usable on a host",
+    when="A local path of the job is not there on a host, or may not be read, or written where the ranks write.",
+    remedy="Mount or copy it there under the same path.",
+)
+_code(
+    "E434",
+    title="GPUs not alike or not sound",
+    when="A GPU does not answer, has damaged memory or is in use; or a host has other GPUs than most. Only the first"
+    " two of these stop a run.",
+    remedy="Follow the hint; leave a damaged host out.",
+)
+_code(
+    "E435",
+    title="processes of an earlier run",
+    when="Processes of a run that nobody controls are alive on a host. It is only said; a run ends its own when it is resumed.",
+    remedy="End them if they are not wanted.",
+)
+_code(
+    "E436",
+    title="ranks did not meet",
+    when="The ranks that `doctor` started did not find each other, or did not finish a collective in time.",
+    remedy="See what each rank said; the hint names the log.",
+)
+_code(
+    "E437",
+    title="slow connection",
+    when="A host sends less than half of what the usual host sends.",
+    remedy="Look at its cable, its switch port and the card that is used.",
+)
+_code(
+    "E438",
+    title="disk nearly full",
+    when="Little space or few files are left where checkpoints go. Only a disk that takes hardly any file stops a run;"
+    " space is judged by the plan (E211).",
+    remedy="Free some, or choose another folder for the runs.",
+)
+_code(
+    "E439",
+    title="no such network card",
+    when="GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names a card that a host does not have.",
+    remedy="Name a card that every host has, or leave it out.",
+)
+
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
     "E501",

@@ -26,12 +26,12 @@ class FleetOrder:
     secrets: tuple[str, ...]  # names; the values are taken from the fleet's own environment, and are in no file
 
 
-def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], run: RunDir, stage: str) -> tuple[str, ...]:
-    """DeepSpeed's program for one node, which starts a rank for each of `devices`."""
+def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], words: Sequence[str]) -> tuple[str, ...]:
+    """DeepSpeed's program for one node, which starts `launcher.stages` with `words` for each of `devices`."""
     world_info = base64.urlsafe_b64encode(json.dumps({host: list(devices) for host in hosts}).encode()).decode()
     launch = (python, "-u", "-P", "-m", "deepspeed.launcher.launch", f"--world_info={world_info}")
     meeting = ("--node_rank={node}", "--master_addr={addr}", "--master_port={port}")
-    return (*launch, *meeting, "--no_local_rank", "--module", "launcher.stages", "train", str(run.path), stage)
+    return (*launch, *meeting, "--no_local_rank", "--module", "launcher.stages", *words)
 
 
 def fleet_path(run: RunDir, stage: str) -> Path:

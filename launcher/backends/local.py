@@ -14,9 +14,10 @@ from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.errors import Problem
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
+from launcher.spec.cluster import ClusterSpec
 from launcher.spec.job import JobSpec
 
-PREPARE, CALIBRATE, BLUEPRINT = "prepare", "calibrate", "blueprint"
+PREPARE, CALIBRATE, BLUEPRINT, MEET = "prepare", "calibrate", "blueprint", "meet"
 HOST = "localhost"
 MASTER_ADDRESS = "127.0.0.1"
 
@@ -62,12 +63,12 @@ def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: in
     """The ranks of one stage, under the `deepspeed` that stands beside this Python."""
     machine, world = plan.machine, plan.stage(stage).world
     argv = (*_ranks(machine, run, world, port), "train", str(run.path), stage)
-    return LaunchRequest(stage=stage, argv=argv, env=rank_env(job, machine, run, ranks=world), world=world)
+    return LaunchRequest(stage=stage, argv=argv, env=rank_env(job.cluster, machine, run, ranks=world), world=world)
 
 
-def rank_env(job: JobSpec, machine: Machine, run: RunDir, *, ranks: int) -> tuple[tuple[str, str], ...]:
+def rank_env(cluster: ClusterSpec, machine: Machine, run: RunDir, *, ranks: int) -> tuple[tuple[str, str], ...]:
     """What every rank of a stage finds in its environment. `ranks`: on its host."""
-    return _env(job.cluster.env, run, **OFFLINE, **_device_env(machine, ranks))
+    return _env(cluster.env, run, **OFFLINE, **_device_env(machine, ranks))
 
 
 def calibrate_request(machine: Machine, run: RunDir, *, port: int, starter: int) -> LaunchRequest:
@@ -81,6 +82,13 @@ def blueprint_request(run: RunDir) -> LaunchRequest:
     """One CPU process that builds the model of the folder's config.json without weights. It asks nobody."""
     argv = (sys.executable, "-u", "-m", "launcher.stages", "blueprint", str(run.path))
     return LaunchRequest(stage=BLUEPRINT, argv=argv, env=_env({}, run, **OFFLINE, CUDA_VISIBLE_DEVICES=""), world=1)
+
+
+def meet_request(cluster: ClusterSpec, machine: Machine, run: RunDir, *, port: int) -> LaunchRequest:
+    """All ranks of the machine, started as those of a stage are, only to meet."""
+    argv = (*_ranks(machine, run, machine.slots, port), "meet", str(run.path), machine.device, str(machine.slots))
+    env = rank_env(cluster, machine, run, ranks=machine.slots)
+    return LaunchRequest(stage=MEET, argv=argv, env=env, world=machine.slots)
 
 
 def _ranks(machine: Machine, run: RunDir, world: int, port: int) -> tuple[str, ...]:

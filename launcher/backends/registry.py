@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Protocol, cast, runtime_checkable
 
 from launcher.backends.fleet_order import FleetOrder
@@ -17,7 +16,6 @@ from launcher.spec.job import JobSpec
 
 BACKENDS = {"local": "launcher.backends.local", "ssh": "launcher.backends.ssh"}
 _HUB = "launcher.backends.hub"
-_NVML = "pynvml"
 
 
 class Backend(Protocol):
@@ -31,6 +29,8 @@ class Backend(Protocol):
 
     def stage_request(self, job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest: ...
 
+    def meet_request(self, cluster: ClusterSpec, machine: Machine, run: RunDir, *, port: int) -> LaunchRequest: ...
+
     def calibrate_request(self, machine: Machine, run: RunDir, *, port: int, starter: int) -> LaunchRequest: ...
 
     def blueprint_request(self, run: RunDir) -> LaunchRequest: ...
@@ -43,6 +43,8 @@ class Fleets(Protocol):
     def agent_argv(self, cluster: ClusterSpec, host: str) -> tuple[str, ...]: ...
 
     def fleet_order(self, job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder: ...
+
+    def meet_order(self, cluster: ClusterSpec, machine: Machine, run: RunDir) -> FleetOrder: ...
 
 
 class Hub(Protocol):
@@ -67,11 +69,6 @@ def load_backend(name: str) -> Backend:
 
 def load_hub() -> Hub:
     return cast(Hub, importlib.import_module(_HUB))
-
-
-def load_nvml() -> ModuleType:
-    """pynvml, imported where there may be a GPU: it costs every other start 12 ms."""
-    return importlib.import_module(_NVML)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -102,8 +102,16 @@ def run_in_foreground(argv: Sequence[str]) -> int:
     return code if code >= 0 else EXIT_RUN
 
 
-def find_processes(token: str) -> list[Process]:
-    """Live processes of this user that carry the token, but not this one."""
+def boot_id() -> str:
+    """Names this boot of the kernel: start times count from it. Empty where the kernel does not tell."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def find_processes(token: str, *, but: Process | None = None) -> list[Process]:
+    """Live processes of this user that carry the token, but not this one, nor the one that is spared."""
     wanted, found = f"{TOKEN}={token}".encode(), []
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -115,8 +123,11 @@ def find_processes(token: str) -> list[Process]:
         except OSError:
             continue  # it ended meanwhile, or it is not ours to read
         stat = read_stat(int(entry.name))
-        if wanted in environ and stat is not None and not stat.dead:
-            found.append(Process(int(entry.name), stat.started_ticks, _rank(environ)))
+        if wanted not in environ or stat is None or stat.dead:
+            continue
+        process = Process(int(entry.name), stat.started_ticks, _rank(environ))
+        if but is None or (process.pid, process.started_ticks) != (but.pid, but.started_ticks):
+            found.append(process)
     return found
 
 
@@ -138,21 +149,26 @@ def send(process: Process, number: signal.Signals) -> None:
 
 
 def end_processes(
-    token: str, *, grace_s: float, hurry: Callable[[], bool] = lambda: False, kill_wait_s: float = 5.0
+    token: str,
+    *,
+    grace_s: float,
+    hurry: Callable[[], bool] = lambda: False,
+    kill_wait_s: float = 5.0,
+    but: Process | None = None,
 ) -> tuple[list[Process], list[Process]]:
     """TERM all processes of the token, KILL what is left after `grace_s` or when `hurry()`. (Found at first, still alive.)"""
-    found = find_processes(token)
+    found = find_processes(token, but=but)
     for process in found:
         send(process, signal.SIGTERM)
         send(process, signal.SIGCONT)  # a stopped process takes its TERM only when it runs again
-    left = _wait_until_gone(token, grace_s, hurry)
+    left = _wait_until_gone(token, grace_s, hurry, but)
     for process in left:
         send(process, signal.SIGKILL)
-    return found, _wait_until_gone(token, kill_wait_s, lambda: False) if left else []
+    return found, _wait_until_gone(token, kill_wait_s, lambda: False, but) if left else []
 
 
-def _wait_until_gone(token: str, wait_s: float, hurry: Callable[[], bool]) -> list[Process]:
+def _wait_until_gone(token: str, wait_s: float, hurry: Callable[[], bool], but: Process | None) -> list[Process]:
     deadline_s = time.monotonic() + wait_s
-    while (left := find_processes(token)) and time.monotonic() < deadline_s and not hurry():
+    while (left := find_processes(token, but=but)) and time.monotonic() < deadline_s and not hurry():
         time.sleep(0.05)
     return left

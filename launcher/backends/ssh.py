@@ -10,6 +10,7 @@ import sys
 
 from launcher.backends import local
 from launcher.backends.fleet_order import FleetOrder, launch_argv
+from launcher.backends.local import MEET
 from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
@@ -18,7 +19,7 @@ from launcher.spec.job import JobSpec
 
 # BatchMode: nothing asks for a password in the night. The alive options end a connection whose host has gone, in 6 s.
 _OPTIONS = (
-    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10", "ConnectionAttempts=1"),
+    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=6", "ConnectionAttempts=1"),
     *("ServerAliveInterval=2", "ServerAliveCountMax=3", "ForwardAgent=no", "ForwardX11=no", "PermitLocalCommand=no"),
     *("ControlMaster=no", "ControlPath=none", "RequestTTY=no", "LogLevel=ERROR", "Compression=no"),
 )
@@ -33,7 +34,7 @@ def agent_argv(cluster: ClusterSpec, host: str) -> tuple[str, ...]:
     """Starts an agent on `host` and is its stdin and stdout."""
     options = [word for option in _OPTIONS for word in ("-o", option)]
     config = ["-F", cluster.ssh_config] if cluster.ssh_config else []
-    return ("ssh", *config, *options, "--", host, f"exec {cluster.python or sys.executable} -P -m launcher.hosts agent")
+    return ("ssh", *config, *options, "--", host, f"exec {_python(cluster)} -P -m launcher.hosts agent")
 
 
 def hostfile_text(machine: Machine) -> str:
@@ -43,9 +44,7 @@ def hostfile_text(machine: Machine) -> str:
 
 def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest:
     """The fleet of one stage. `port` is not used: the first host finds one that is free there."""
-    argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "fleet", str(run.path), stage)
-    env = ((TOKEN, str(run.path)),)
-    return LaunchRequest(stage=stage, argv=argv, env=env, world=plan.stage(stage).world, grace_s=FLEET_GRACE_S)
+    return _fleet_request(run, stage, world=plan.stage(stage).world)
 
 
 def fleet_order(job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder:
@@ -59,7 +58,35 @@ def fleet_order(job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder
         hosts=hosts,
         slots=world // len(hosts),
         agents=tuple(agent_argv(cluster, host) for host in hosts),
-        argv=launch_argv(cluster.python or sys.executable, hosts, devices[: world // len(hosts)], run, stage),
-        env=dict(local.rank_env(job, machine, run, ranks=world // len(hosts))),
+        argv=launch_argv(_python(cluster), hosts, devices[: world // len(hosts)], ("train", str(run.path), stage)),
+        env=dict(local.rank_env(cluster, machine, run, ranks=world // len(hosts))),
         secrets=cluster.secrets,
     )
+
+
+def meet_request(cluster: ClusterSpec, machine: Machine, run: RunDir, *, port: int) -> LaunchRequest:
+    """The fleet of ranks that only meet."""
+    return _fleet_request(run, MEET, world=machine.world)
+
+
+def meet_order(cluster: ClusterSpec, machine: Machine, run: RunDir) -> FleetOrder:
+    """What that fleet reads. The ranks get no secret: they have no use for one."""
+    words = ("meet", str(run.path), machine.device, str(machine.slots))
+    return FleetOrder(
+        stage=MEET,
+        hosts=machine.hosts,
+        slots=machine.slots,
+        agents=tuple(agent_argv(cluster, host) for host in machine.hosts),
+        argv=launch_argv(_python(cluster), machine.hosts, machine.devices or tuple(range(machine.slots)), words),
+        env=dict(local.rank_env(cluster, machine, run, ranks=machine.slots)),
+        secrets=(),
+    )
+
+
+def _fleet_request(run: RunDir, stage: str, *, world: int) -> LaunchRequest:
+    argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "fleet", str(run.path), stage)
+    return LaunchRequest(stage=stage, argv=argv, env=((TOKEN, str(run.path)),), world=world, grace_s=FLEET_GRACE_S)
+
+
+def _python(cluster: ClusterSpec) -> str:
+    return cluster.python or sys.executable

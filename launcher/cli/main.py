@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate", "check a job file: every error at once"),
     "plan": ("plan", "what will run and why: ZeRO stage, memory, batch"),
     "calibrate": ("calibrate", "measure this machine; later plans take what was measured"),
+    "doctor": ("doctor", "ask every host of a job at once what stands against a run, and let the ranks meet"),
     "render": ("render", "write every file and command that run would use"),
     "run": ("run", "run the job's stages under supervision"),
     "status": ("status", "what a run is doing"),

@@ -22,7 +22,7 @@ from launcher.spec.load import open_job
 from launcher.supervise import preflight
 from launcher.supervise.chain import Ending
 from launcher.supervise.clusters import asked_hosts
-from launcher.supervise.control import check_stage, control
+from launcher.supervise.control import check_stage, control_new
 from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.lock import find_owner
@@ -52,12 +52,13 @@ def run(args: Namespace) -> int:
     folder = new_run(root, planned.job.name, now=datetime.now(UTC), random_bytes=os.urandom)
     if args.dry_run:
         return _dry_run(args, folder, planned)
-    preflight.check(planned.job, planned.plan, writable=root)
+    for one in preflight.check(planned.job, planned.plan, writable=root):
+        say(one.problem.text())
     make_folder(folder)
     if args.detach:
         return _detach(args, folder, planned)
     show(str(folder.path))
-    return finish(folder, control(folder, planned, only=args.stage), as_json=args.json)
+    return finish(folder, control_new(folder, planned, only=args.stage), as_json=args.json)
 
 
 def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from launcher.backends.fleet_order import FleetOrder, read_fleet_order
 from launcher.backends.request import TOKEN
+from launcher.backends.shell import boot_id, read_stat
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
 from launcher.hosts.link import Link
-from launcher.hosts.wire import Order
+from launcher.hosts.order import Leader, Order
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
 
@@ -207,7 +208,8 @@ def lead(path: Path, stage: str) -> int:
     run = RunDir(path)
     order = read_fleet_order(run, stage)
     hidden = {name: os.environ[name] for name in order.secrets if name in os.environ}
-    attempt = secrets.token_hex(8)
+    attempt, stat = secrets.token_hex(8), read_stat(os.getpid())
+    leader = Leader(pid=os.getpid(), started_ticks=stat.started_ticks, boot=boot_id()) if stat else None
     hosts = [
         Host(
             Link(
@@ -221,6 +223,7 @@ def lead(path: Path, stage: str) -> int:
                     argv=order.argv,
                     env={**order.env, **hidden, TOKEN: str(path)},
                     cwd=str(path),
+                    leader=leader,
                     others=tuple(other for other in order.hosts if other != name),
                 ),
             )

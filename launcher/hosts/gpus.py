@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from launcher.backends.registry import load_nvml
 from launcher.errors import LauncherError, Problem
-from launcher.plan.gpus import GPUS
+from launcher.hosts.nvml import load_nvml, text_of
 
 BF16_SINCE = (8, 0)
 FP16_SINCE = (5, 3)
@@ -72,22 +71,13 @@ def _is_named(gpu: GpuFact, name: str) -> bool:
     return gpu.number == int(name) if name.isascii() and name.isdigit() else len(name) > 4 and gpu.uuid.startswith(name)
 
 
-def catalogue_name(gpu: GpuFact) -> str:
-    """The planner's name for it: of the same family the one with the nearest memory; else the driver's own name."""
-    text = re.sub(r"[^a-z0-9]", "", gpu.name.lower())
-    family = [entry for entry in GPUS.values() if entry.name.split("-")[0] in text]
-    if not family:
-        return gpu.name
-    return min(family, key=lambda entry: abs(entry.usable_bytes - gpu.total_bytes)).name
-
-
 def _gpu_fact(pynvml: ModuleType, number: int) -> GpuFact:
     handle = pynvml.nvmlDeviceGetHandleByIndex(number)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return GpuFact(
         number=number,
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        uuid=text_of(pynvml.nvmlDeviceGetUUID(handle)),
+        name=text_of(pynvml.nvmlDeviceGetName(handle)),
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
         capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
@@ -115,10 +105,6 @@ def _pcie_gbs(pynvml: ModuleType, handle: object) -> float | None:
     except pynvml.NVMLError:
         return None
     return PCIE_LANE_GBS[generation] * width if generation in PCIE_LANE_GBS else None
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _torch_has_cuda() -> bool:

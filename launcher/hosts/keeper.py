@@ -19,12 +19,13 @@ from pathlib import Path
 
 from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
-from launcher.backends.shell import Child, end_processes, start
+from launcher.backends.shell import Child, Process, boot_id, end_processes, start
 from launcher.errors import EXIT_DONE
+from launcher.hosts.order import Order, order_from
 from launcher.hosts.ports import address_towards, free_port
 from launcher.hosts.ranks import RankTable
 from launcher.hosts.room import Room
-from launcher.hosts.wire import MAX_LINE, MAX_TEXT, BadLine, Order, line, order_from, parse
+from launcher.hosts.wire import MAX_LINE, MAX_TEXT, BadLine, line, parse
 
 LOOK_S = 0.2
 MEETING = re.compile(r"\{(addr|port|node)\}")
@@ -114,7 +115,9 @@ class Keeper:
         assert self.order is not None
         grace = GRACE_S if self.stop_s is None else self.stop_s
         token = self.order.token
-        left, alive = await asyncio.to_thread(end_processes, token, grace_s=grace, kill_wait_s=KILL_WAIT_S)
+        left, alive = await asyncio.to_thread(
+            end_processes, token, grace_s=grace, kill_wait_s=KILL_WAIT_S, but=_leader(self.order)
+        )
         if self.child is not None:
             await self._look_at_ranks()
             await self._pass_output_on()
@@ -188,7 +191,9 @@ class Keeper:
 
     async def _tidy(self, order: Order) -> None:
         """End what an earlier attempt left on this host, then say where the ranks could meet here."""
-        found, alive = await asyncio.to_thread(end_processes, order.token, grace_s=GRACE_S, kill_wait_s=KILL_WAIT_S)
+        found, alive = await asyncio.to_thread(
+            end_processes, order.token, grace_s=GRACE_S, kill_wait_s=KILL_WAIT_S, but=_leader(order)
+        )
         address = address_towards(order.others)
         await self._tell(
             "ready",
@@ -221,6 +226,12 @@ class Keeper:
                 for sent, message in waiting:  # noqa: B007 - where the next look goes on
                     writer.write(line(message))
                     await writer.drain()
+
+
+def _leader(order: Order) -> Process | None:
+    """Who leads us, where that is a process of this host."""
+    leader = order.leader
+    return Process(leader.pid, leader.started_ticks) if leader is not None and leader.boot == boot_id() else None
 
 
 def keep(room: Room) -> int:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from launcher.backends.pipes import Pipe, open_pipe
 from launcher.errors import LauncherError
 from launcher.hosts.failures import problem_of_connection
-from launcher.hosts.wire import BEAT_S, MAX_LINE, BadLine, Order, line, order_line, parse
+from launcher.hosts.order import Order, order_line
+from launcher.hosts.wire import BEAT_S, MAX_LINE, BadLine, line, parse
 
 FIRST_WORD_S = 60.0  # a cold Python on a slow shared folder
 SILENT_S = 3 * BEAT_S  # the host answers each beat: one that is quiet for so long is not there

@@ -1,118 +1,122 @@
 """What one host says about itself, on the host: the planner's facts and those that `doctor` compares. DO, only looking.
 
-Errors are facts too: a host whose driver does not answer says so, instead of not answering itself.
+Errors are facts too: a host whose driver does not answer says so, instead of not answering itself. It is imported by a cold
+Python on every host at once, so it imports little.
 """
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-import importlib.metadata
 import os
-import platform
+import pwd
 import resource
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 import launcher
 from launcher.errors import LauncherError
-from launcher.hosts.gpus import GpuFact, find_gpus
-from launcher.hosts.machine import free_disk_bytes, free_memory_bytes, total_memory_bytes, usable_cores
-from launcher.hosts.networks import network_gbs
+from launcher.hosts.facts import HostFacts
+from launcher.hosts.gpus import find_gpus
+from launcher.hosts.health import find_health
+from launcher.hosts.installed import installed_packages
+from launcher.hosts.leftovers import find_runs_alive
+from launcher.hosts.machine import free_memory_bytes, total_memory_bytes, usable_cores
+from launcher.hosts.networks import has_fabric, interface_names, network_gbs
 
-# What the ranks import: another version on one host trains something else, or waits for ever (docs/lab-log.md).
-PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """One host. Sizes in bytes, times in seconds since the epoch by the host's own clock."""
-
-    host: str  # as the hostfile has it
-    name: str  # as the host calls itself
-    user: str
-    python: str
-    executable: str
-    system: str
-    versions: dict[str, str | None]
-    code: str  # sha256 of the launcher package's sources
-    cores: int
-    memory_bytes: int
-    free_memory_bytes: int
-    shm_free_bytes: int
-    gpus: tuple[GpuFact, ...]
-    driver: str | None
-    network_gbs: float | None
-    disk_free_bytes: int
-    inodes_free: int | None  # None: the file system does not count them
-    open_files: int
-    clock_s: float
-    problems: tuple[str, ...] = ()
+_SHM = "/dev/shm"
+_HASH_CHARACTERS = 12
+READ, WRITE = "read", "write"
 
 
-def look(host: str, *, folder: Path, environ: Mapping[str, str] = os.environ) -> HostFacts:
-    """Facts of this host; disk facts are those of `folder`, or of where it would lie."""
+def look(
+    host: str,
+    *,
+    folder: Path,
+    paths: Sequence[tuple[str, str]] = (),
+    share: str = "none",
+    environ: Mapping[str, str] = os.environ,
+) -> HostFacts:
+    """Facts of this host. Disk facts are those of `folder`, or of where it would lie; `paths`: (path, READ or WRITE)."""
     problems: list[str] = []
     try:
         gpus = tuple(find_gpus(environ))
     except LauncherError as error:
         gpus, problems = (), [problem.what for problem in error.problems]
     exists = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    files = os.statvfs(exists)
+    files, shm = os.statvfs(exists), shutil.disk_usage(_SHM) if os.path.isdir(_SHM) else None
+    locked_bytes = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return HostFacts(
         host=host,
         name=socket.gethostname(),
-        user=getpass.getuser(),
-        python=platform.python_version(),
+        user=_user(),
+        python=sys.version.split()[0],
         executable=sys.executable,
-        system=platform.platform(),
-        versions={name: version_of(name) for name in ("zerolaunch", *PACKAGES, "bitsandbytes")},
-        code=code_sha256(),
+        system=f"{os.uname().sysname} {os.uname().release} {os.uname().machine}",
+        packages=installed_packages(),
+        code=code_hashes(),
         cores=usable_cores(),
         memory_bytes=total_memory_bytes(),
         free_memory_bytes=free_memory_bytes(),
-        shm_free_bytes=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+        shm_bytes=shm.total if shm else 0,
+        shm_free_bytes=shm.free if shm else 0,
         gpus=gpus,
+        health=find_health([gpu.number for gpu in gpus]),
         driver=_driver(),
         network_gbs=network_gbs(),
-        disk_free_bytes=free_disk_bytes(folder),
+        fabric=has_fabric(),
+        interfaces=tuple(interface_names()),
+        own_address=_own_address(),
+        disk_free_bytes=files.f_bavail * files.f_frsize,
         inodes_free=files.f_favail if files.f_files else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        locked_bytes=None if locked_bytes == resource.RLIM_INFINITY else locked_bytes,
+        unusable={path: refusal for path, use in paths if (refusal := _refusal(path, use))},
+        share=share,
+        left=find_runs_alive(),
         clock_s=time.time(),
         problems=tuple(problems),
     )
 
 
-def facts_as_dict(facts: HostFacts) -> dict[str, object]:
-    return asdict(facts)
+def code_hashes() -> dict[str, str]:
+    """Every source file of this package -> its hash: two hosts with the same run the same code, whatever its version says."""
+    root, found = os.path.dirname(launcher.__file__), {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                with open(path, "rb") as file:
+                    found[os.path.relpath(path, root)] = hashlib.sha256(file.read()).hexdigest()[:_HASH_CHARACTERS]
+    return found
 
 
-def facts_from(told: Mapping[str, object]) -> HostFacts:
-    """ValueError where a field is missing or of another type: the host has another version."""
-    return TypeAdapter(HostFacts).validate_python(told)
+def _refusal(path: str, use: str) -> str:
+    """What the system says to the use of a path; empty where it can be used."""
+    if not os.path.exists(path):
+        return "is not there"
+    if use == WRITE:
+        return "" if os.access(path, os.W_OK | os.X_OK) and os.path.isdir(path) else "may not be written"
+    return "" if os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)) else "may not be read"
 
 
-def version_of(package: str) -> str | None:
+def _user() -> str:
+    """By the system's list of users, as ssh does; a number where that has none."""
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _own_address() -> str | None:
+    """Where this host's own name leads: gloo has the other ranks come there."""
+    try:
+        return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
         return None
-
-
-def code_sha256() -> str:
-    """One hash of all sources of this package: two hosts with the same run the same code, whatever its version says."""
-    root, digest = Path(launcher.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _driver() -> str | None:

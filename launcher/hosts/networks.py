@@ -6,10 +6,14 @@ them. A virtual card tells no speed, or -1.
 
 from __future__ import annotations
 
+import fcntl
 import re
+import socket
+import struct
 from pathlib import Path
 
 SYS = Path("/sys")
+SIOCGIFADDR = 0x8915
 
 
 def network_gbs(root: Path = SYS) -> float | None:
@@ -18,6 +22,28 @@ def network_gbs(root: Path = SYS) -> float | None:
     plain = sum(_card_gbits(card) for card in sorted(root.glob("class/net/*")))
     gbits = fabric or plain
     return gbits / 8 if gbits else None
+
+
+def has_fabric(root: Path = SYS) -> bool:
+    """InfiniBand or RoCE with a port that is up."""
+    return any(_fabric_gbits(port) for port in root.glob("class/infiniband/*/ports/*"))
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the card that has this IPv4 address; None where none has it, or where it is of IPv6."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                told = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # a card without an address
+            if socket.inet_ntoa(told[20:24]) == address:
+                return name
+    return None
+
+
+def interface_names() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
 
 
 def _fabric_gbits(port: Path) -> float:

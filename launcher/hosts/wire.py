@@ -1,6 +1,7 @@
-"""What the controller and the hosts say to each other: one JSON object a line, both ways. Pure.
+"""What the controller and the hosts say to each other: one JSON object a line, both ways.
 
-    controller → host   {"do": "keep", …order…}           once, the first line: what shall be kept there
+    controller → host   {"do": "look", …}                 what `launcher doctor` and plans ask: visit.py
+                        {"do": "keep", …order…}           once, the first line: what shall be kept there
                         {"go": {…}}                       where the ranks meet; the order is started
                         {"beat": last number seen}        every BEAT_S: the lease goes on, what was seen is forgotten
                         {"stop": grace seconds}           end the ranks, tell the end
@@ -18,10 +19,8 @@ A line has at most MAX_LINE bytes. What does not parse, or is no object, ends th
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-
-from pydantic import TypeAdapter, ValidationError
 
 BEAT_S = 2.0
 MAX_LINE = 8 * 2**20
@@ -31,34 +30,6 @@ MAX_TEXT = 8 * 2**10  # of one line of output
 
 class BadLine(ValueError):
     """The other end speaks another language: another version, or a login script that prints."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What one host shall keep alive: one attempt's launch.py and its ranks."""
-
-    token: str  # the run folder: processes are found by it
-    attempt: str  # another one than the last: whatever an earlier attempt left is ended first
-    host: str  # its name, as the hostfile has it
-    node: int  # its place among the hosts
-    slots: int  # ranks on it
-    argv: tuple[str, ...]  # of launch.py; {node} is filled in, and {addr} and {port} when the hosts have met
-    env: dict[str, str] = field(repr=False)  # added to the host's own environment; may hold secrets
-    cwd: str
-    others: tuple[str, ...]  # names of the other hosts, as this one may know them
-    lease_s: float = LEASE_S
-
-
-def order_line(order: Order) -> bytes:
-    return line({"do": "keep", **asdict(order)})
-
-
-def order_from(message: Mapping[str, object]) -> Order:
-    """BadLine where a field is missing or of another type: the two ends are of different versions."""
-    try:
-        return TypeAdapter(Order).validate_python(message)
-    except ValidationError as error:
-        raise BadLine(f"an order of another version: {error.errors()[0]['loc']} {error.errors()[0]['msg']}") from None
 
 
 def line(message: Mapping[str, object]) -> bytes:
@@ -75,3 +46,9 @@ def parse(text: bytes) -> dict[str, object]:
     if not isinstance(message, dict):
         raise BadLine(text[:200].decode("utf-8", errors="replace").strip())
     return message
+
+
+def say(message: Mapping[str, object]) -> None:
+    """One line on stdout, at once."""
+    sys.stdout.buffer.write(line(message))
+    sys.stdout.buffer.flush()

@@ -4,6 +4,7 @@
     train RUN STAGE        one rank of one stage; RANK, WORLD_SIZE, MASTER_ADDR … as the deepspeed command sets them
     calibrate RUN DEVICE [PID]  one rank of those that measure this machine, started in the same way; DEVICE is cuda or cpu;
                            it ends when process PID does
+    meet RUN DEVICE SLOTS  one rank of those that `doctor` has meet, SLOTS on each host
     blueprint FOLDER       what a plan has to know of a model whose family it has no table of
     generate RUN …         try a trained model
     export RUN …           write a plain Hugging Face folder
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
             for pid in starter:
                 die_with(int(pid))
             leave(calibrate(RunDir(Path(run).resolve()), device))
+        case ["meet", run, device, slots]:
+            leave(meet(RunDir(Path(run).resolve()), device, int(slots)))
         case [verb, *rest] if verb in TOOLS:
             return int(importlib.import_module(TOOLS[verb]).main(rest))
     sys.stderr.write(str(__doc__))
@@ -123,6 +126,17 @@ def calibrate(run: RunDir, device: str) -> int:
     def story() -> int:
         _environment(device)
         return int(importlib.import_module("launcher.stages.calibrate").run(stage_dir, device))
+
+    return _as_rank(stage_dir, story)
+
+
+def meet(run: RunDir, device: str, slots: int) -> int:
+    """One rank of those that only meet; rank 0 writes how fast they exchanged something as the stage's result."""
+    stage_dir = run.stage("meet")
+
+    def story() -> int:
+        _environment(device)
+        return int(importlib.import_module("launcher.stages.meet").run(stage_dir, device, slots))
 
     return _as_rank(stage_dir, story)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.backends.registry import Fleets, load_backend
 from launcher.errors import LauncherError, Problem
 from launcher.hosts.ask import facts_of_all
-from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, catalogue_name
-from launcher.hosts.look import HostFacts
+from launcher.hosts.catalogue import catalogue_name
+from launcher.hosts.facts import HostFacts
+from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE
 from launcher.plan.plan import Machine
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.hosts import ClusterHost, hosts_of
@@ -33,8 +36,12 @@ def remote_machine(cluster: ClusterSpec, *, runs_root: Path, written_bytes: int)
 
     LauncherError E101, E116, E402, E403, E417-E420 with what stands against any of them.
     """
-    hosts = hosts_of(cluster)
-    facts = facts_of_all(agents(cluster, hosts), folder=runs_root)
+    hosts, folder = hosts_of(cluster), Path(os.path.realpath(runs_root))
+    return machine_from(facts_of_all(agents(cluster, hosts), folder=folder), hosts, written_bytes=written_bytes)
+
+
+def machine_from(facts: Sequence[HostFacts], hosts: Sequence[ClusterHost], *, written_bytes: int = 0) -> Machine:
+    """LauncherError E402, E403 where they cannot hold the same ranks."""
     named = {host.host: host for host in hosts}
     problems = [problem for one in facts for problem in slot_problems(one, named[one.host])]
     problems += [_unequal(hosts[0], host) for host in hosts if host.devices != hosts[0].devices][:1]
@@ -45,6 +52,12 @@ def remote_machine(cluster: ClusterSpec, *, runs_root: Path, written_bytes: int)
     if problems:
         raise LauncherError(problems)
     return machine_of(facts, devices=hosts[0].devices, written_bytes=written_bytes)
+
+
+def every_slot(hosts: Sequence[ClusterHost], facts: Sequence[HostFacts]) -> tuple[ClusterHost, ...]:
+    """The hosts with as many slots as the one with the fewest GPUs has; without GPUs one each."""
+    fewest = min(len(one.gpus) for one in facts) or 1
+    return tuple(replace(host, devices=tuple(range(fewest))) for host in hosts)
 
 
 def slot_problems(facts: HostFacts, host: ClusterHost) -> list[Problem]:

@@ -49,13 +49,22 @@ def check_stage(planned: Planned, name: str | None) -> None:
         raise LauncherError(Problem(code="E120", where=planned.job.name, what=what, hint=f"its stages are {', '.join(names)}"))
 
 
+def control_new(run: RunDir, planned: Planned, *, only: str | None = None) -> Ending:
+    """The same for a folder that was just made, of a job that was just checked: nothing of it can be left anywhere."""
+    with controlling(run), listening(StopFlag()) as stop:
+        write_run(run, planned)
+        return Chain(run, planned, Journal(run), stop).walk(only)
+
+
 def control(run: RunDir, planned: Planned, *, only: str | None = None, quiet: bool = False) -> Ending:
     """Hold the run, write its folder, walk its chain. LauncherError E507 where another process holds it."""
     journal = Journal(run, quiet=quiet)
     with controlling(run), listening(StopFlag()) as stop:
         chain = Chain(run, planned, journal, stop)
         chain.end_leftovers()  # before memory is judged
-        preflight.check(planned.job, planned.plan, writable=run.path)
+        for one in preflight.check(planned.job, planned.plan, writable=run.path):
+            journal.event("host.odd", **one.as_dict())
+            journal.say(one.problem.text())
         _tell_changes(run, planned, journal)
         write_run(run, planned)
         return chain.walk(only)

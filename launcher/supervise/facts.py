@@ -8,7 +8,8 @@ from pathlib import Path
 
 from launcher.backends.registry import load_hub
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, GpuFact, catalogue_name, find_gpus
+from launcher.hosts.catalogue import catalogue_name
+from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, GpuFact, find_gpus
 from launcher.hosts.machine import free_disk_bytes, total_memory_bytes, usable_cores
 from launcher.hosts.networks import network_gbs
 from launcher.plan.known_shapes import KNOWN_CONFIGS

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.backends.shell import Process, is_alive, read_stat
+from launcher.backends.shell import Process, boot_id, is_alive, read_stat
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.folder import RunDir, read_json, write_json
 
@@ -37,7 +37,7 @@ class Owner:
 def this_process() -> Owner:
     stat = read_stat(os.getpid())
     assert stat is not None
-    return Owner(pid=os.getpid(), started_ticks=stat.started_ticks, host=socket.gethostname(), boot=_boot())
+    return Owner(pid=os.getpid(), started_ticks=stat.started_ticks, host=socket.gethostname(), boot=boot_id())
 
 
 def find_owner(run: RunDir) -> Owner | None:
@@ -48,7 +48,7 @@ def find_owner(run: RunDir) -> Owner | None:
         return None
     if owner.host != socket.gethostname():
         return owner
-    return owner if owner.boot == _boot() and is_alive(owner.process) else None
+    return owner if owner.boot == boot_id() and is_alive(owner.process) else None
 
 
 @contextmanager
@@ -80,14 +80,6 @@ def _guard(run: RunDir) -> Iterator[None]:
 
 def _file(run: RunDir) -> Path:
     return run.path / "controller.json"
-
-
-def _boot() -> str:
-    """Names this boot of the kernel: start times count from it. Empty where the kernel does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _in_use(run: RunDir, owner: Owner) -> Problem:

@@ -15,33 +15,56 @@ from pathlib import Path
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.fitness import RANK_PACKAGES, memory_problems
 from launcher.hosts.gpus import find_gpus
 from launcher.hosts.machine import free_memory_bytes
+from launcher.hosts.needs import planned_needs
+from launcher.hosts.symptom import Symptom
 from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import JobSpec
+from launcher.supervise.doctor import check_hosts_for, is_remote
 from launcher.supervise.packages import missing_package, version
-from launcher.units import bytes_text
 
-PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
+PACKAGES = RANK_PACKAGES
 
 
-def check(job: JobSpec, plan: Plan, *, writable: Path) -> None:
-    """LauncherError with every E4xx problem. `writable` is the run folder, or its nearest parent where it is not made yet."""
+def check(job: JobSpec, plan: Plan, *, writable: Path) -> list[Symptom]:
+    """What is odd and does not stop the run. LauncherError with every E4xx problem, of this machine and of every host.
+
+    `writable` is the run folder, or its nearest parent where it is not made yet.
+    """
+    problems = here_problems(job, plan, writable=writable)
+    symptoms: list[Symptom] = []
+    if not find_backend_problems(job.cluster.backend) and is_remote(job.cluster):
+        symptoms += check_hosts_for(job, plan, folder=writable).symptoms
+    problems += [one.problem for one in symptoms if one.stops]
+    if problems:
+        raise LauncherError(problems)
+    return [one for one in symptoms if not one.stops]
+
+
+def here_problems(job: JobSpec, plan: Plan, *, writable: Path) -> list[Problem]:
+    """Every E4xx problem of this machine. Where the ranks are on other hosts, it only prepares and controls."""
+    problems = job_problems(job, writable=writable)
+    if not find_backend_problems(job.cluster.backend) and is_remote(job.cluster):
+        return problems
+    return [*problems, *_nvme_problems(job, plan), *_memory_problems(job, plan)]
+
+
+def job_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
+    """Those that can be told without a plan."""
     problems = find_backend_problems(job.cluster.backend)
     if not problems:
         problems += load_backend(job.cluster.backend).find_problems(job)
-    problems += _write_problems(writable)
+    problems += write_problems(writable)
     problems += package_problems(*(["bitsandbytes"] if job.model.quantize else []))
     problems += _path_problems(job)
-    problems += _nvme_problems(job, plan)
-    problems += _memory_problems(plan)
-    if problems:
-        raise LauncherError(problems)
+    return problems
 
 
-def _write_problems(folder: Path) -> list[Problem]:
+def write_problems(folder: Path) -> list[Problem]:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     what = _refusal_to_write(folder)
@@ -95,24 +118,11 @@ def _path_problems(job: JobSpec) -> list[Problem]:
     ]
 
 
-def _memory_problems(plan: Plan) -> list[Problem]:
+def _memory_problems(job: JobSpec, plan: Plan) -> list[Problem]:
     """Free now against the planned peak of the largest stage: of the host, and of every GPU that is meant."""
-    ranks = plan.machine.slots
-    on_cpu = plan.machine.device == "cpu"
-    host = max(ranks * ((stage.memory.host_peak_bytes or 0) + on_cpu * stage.memory.peak_bytes) for stage in plan.stages)
-    free = free_memory_bytes()
-    problems = [] if host <= free else [_memory_problem("host memory", host, free)]
-    if on_cpu:
-        return problems
-    needed = max(stage.memory.peak_bytes for stage in plan.stages)
-    meant = [gpu for gpu in find_gpus({}) if gpu.number in plan.machine.devices]
-    return problems + [_memory_problem(f"GPU {gpu.number}", needed, gpu.free_bytes) for gpu in meant if gpu.free_bytes < needed]
-
-
-def _memory_problem(where: str, needed: int, free: int) -> Problem:
-    what = f"the plan needs {bytes_text(needed)} at its peak, {bytes_text(free)} are free now"
-    hint = "end what uses it, or plan smaller: fewer cluster.slots, a smaller batch.micro"
-    return Problem(code="E409", where=where, what=what, hint=hint)
+    needs = planned_needs(job, plan)
+    meant = [gpu for gpu in find_gpus({}) if gpu.number in plan.machine.devices] if needs.gpu_bytes else []
+    return memory_problems("", needs, free_bytes=free_memory_bytes(), gpus=meant)
 
 
 def record_versions(run: RunDir) -> None:

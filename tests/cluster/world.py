@@ -197,8 +197,8 @@ class Cluster:
         addresses = ", ".join(self.address(peer, number) for number in range(self._networks))
         self._in_room(["nft", "-f", "-"], network_of=name, stdin=network.drop(f"ip saddr {{ {addresses} }}"))
 
-    def filter(self, name: str, tcp_port: int = 22) -> None:
-        """A firewall in front of a host that drops what comes for this port."""
+    def filter(self, name: str, tcp_port: int | str = 22) -> None:
+        """A firewall in front of a host that drops what comes for this port, or for these: "20000-32000"."""
         self._in_room(["nft", "-f", "-"], network_of=name, stdin=network.drop(f"tcp dport {tcp_port}"))
 
     def slow(self, name: str, kbit: int) -> None:

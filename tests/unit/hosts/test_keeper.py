@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher.backends.request import TOKEN
-from launcher.backends.shell import find_processes
+from launcher.backends.shell import boot_id, find_processes, read_stat
 from launcher.errors import LauncherError
 from launcher.hosts.link import Link
+from launcher.hosts.order import Leader, Order
 from launcher.hosts.room import room_of
-from launcher.hosts.wire import Order
 
 AGENT = (sys.executable, "-m", "launcher.hosts", "agent")
 VALUE = "a 'b' $HOME\n`id`"
@@ -176,3 +178,19 @@ def wait_for(true, seconds: float = 5.0) -> None:
     while not true():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_who_leads_is_not_ended_as_a_leftover(order, tmp_path):
+    """On the host where the fleet runs; it carries the token too."""
+    argv = [sys.executable, "-S", "-c", SLEEP]
+    with (
+        subprocess.Popen(argv, env={TOKEN: str(tmp_path)}) as fleet,
+        subprocess.Popen(argv, env={TOKEN: str(tmp_path)}) as left,
+    ):
+        stat = read_stat(fleet.pid)
+        leader = Leader(pid=fleet.pid, started_ticks=stat.started_ticks, boot=boot_id())
+        told = follow(Link(AGENT, replace(order("pass"), leader=leader)))
+        assert told[0]["left"] == [left.pid]
+        assert (left.wait(), fleet.poll()) == (-signal.SIGTERM, None)
+        fleet.kill()
+    assert told[-1]["code"] == 0

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.hosts.gpus import GpuFact, catalogue_name, visible_of
+from launcher.hosts.catalogue import catalogue_name
+from launcher.hosts.gpus import GpuFact, visible_of
 from launcher.hosts.machine import free_disk_bytes, free_memory_bytes, total_memory_bytes, usable_cores, used_bytes
 from launcher.spec.job import ClusterSpec
 from launcher.spec.load import open_job_text

@@ -69,10 +69,10 @@ def test_a_gpu_that_somebody_fills_is_named(planned, monkeypatch):
     def gpu(number: int, free_bytes: int) -> GpuFact:
         return GpuFact(number=number, uuid="", name="", total_bytes=80 * GIB, free_bytes=free_bytes, capability=(9, 0))
 
-    _, plan = planned
+    job, plan = planned
     cuda = replace(plan, machine=replace(plan.machine, device="cuda", devices=(0, 1)))
     monkeypatch.setattr(preflight, "find_gpus", lambda environ: [gpu(0, 80 * GIB), gpu(1, 1000), gpu(2, 0)])
-    assert [problem.where for problem in preflight._memory_problems(cuda)] == ["GPU 1"]
+    assert [problem.where for problem in preflight._memory_problems(job, cuda)] == ["GPU 1"]
 
 
 def test_a_folder_for_nvme_must_be_there_and_take_a_file(tmp_path):
