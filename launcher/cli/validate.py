@@ -10,7 +10,7 @@ from launcher.errors import EXIT_DONE, LauncherError
 from launcher.spec.load import open_job
 from launcher.supervise.blueprints import NOT_MEASURED
 from launcher.supervise.facts import NOT_ASKED
-from launcher.supervise.planning import plan_of
+from launcher.supervise.planning import check
 
 HUB_NOT_REACHABLE = "E413"
 # The file is right as far as it can be told without asking or starting anybody.
@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
     loaded = open_job(args.job, args.overrides)
     job, planned = loaded.job, True
     try:
-        plan_of(loaded, runs_root=runs_root(args))
+        check(loaded, runs_root=runs_root(args))
     except LauncherError as error:
         if any(problem.code not in NOT_CHECKED for problem in error.problems):
             raise

@@ -5,12 +5,12 @@ DERIVE, pure: facts about the machine and the model come in as arguments. The ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from launcher.errors import LauncherError
 from launcher.plan import reasons
-from launcher.plan.asked import batch_path, global_of, max_tokens_of, rollout_of, updates_of
+from launcher.plan.asked import batch_path, global_of, max_tokens_of, precision_of, rollout_of, updates_of
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.cost.of_stage import Clock, Rollout
 from launcher.plan.cost.rates import Rates, catalogue_rates
@@ -22,7 +22,7 @@ from launcher.plan.load import Load
 from launcher.plan.memory import artifact_bytes, checkpoint_bytes
 from launcher.plan.plan import Machine, Plan, Precision, Rejected, StagePlan
 from launcher.plan.rejected import merged
-from launcher.plan.search import Found, Short, search
+from launcher.plan.search import Found, Short, fits_anywhere, search
 from launcher.plan.shape import ModelShape
 from launcher.plan.smallest_change import smallest_change
 from launcher.plan.spacing import spacing_of
@@ -44,9 +44,16 @@ def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Plac
     planned = [_stage(spot, rates) for spot in spots_of(case)]
     _raise_if_any([item for item in planned if isinstance(item, Finding)], places)
     stages = tuple(item for item in planned if isinstance(item, StagePlan))
-    plan = Plan(job=job.name, machine=machine, calibration=rates.calibration, stages=stages)
-    _raise_if_any(_disk_findings(case, plan), places)
-    return plan
+    _raise_if_any(_disk_findings(case), places)
+    return Plan(job=job.name, machine=machine, calibration=rates.calibration, stages=stages)
+
+
+def check_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places, rates: Rates) -> None:
+    """LauncherError exactly where make_plan has one. No plan is looked for: the first layout that fits is enough."""
+    case = Case(job=job, machine=machine, shape=shape)
+    _raise_if_any(find_illegal(case), places)
+    _raise_if_any([finding for spot in spots_of(case) for finding in _misfits(spot, rates)], places)
+    _raise_if_any(_disk_findings(case), places)
 
 
 def _raise_if_any(findings: Sequence[Finding], places: Places) -> None:
@@ -66,6 +73,16 @@ def _stage(spot: Spot, rates: Rates) -> StagePlan | Finding:
     if isinstance(found, Short):
         return _no_plan(spot, found, rates)
     return _stage_plan(spot, load, replace(found, rejected=(*found.rejected, *merged(illegal))), rates)
+
+
+def _misfits(spot: Spot, rates: Rates) -> Iterator[Finding]:
+    """What _stage would say instead of planning the stage."""
+    load, pinned = load_of(spot.job, spot.stage, spot.shape), pinned_of(spot.job, spot.stage)
+    grounds, illegal = grounds_of(spot, rates)
+    if not grounds:
+        yield _no_degrees(spot, illegal)
+    elif not fits_anywhere(load, grounds, pinned) and isinstance(found := search(load, grounds, pinned, None), Short):
+        yield _no_plan(spot, found, rates)
 
 
 def _rollout(job: JobSpec, stage: Stage) -> Rollout | None:
@@ -122,17 +139,21 @@ def _stage_disk_bytes(load: Load, stage: Stage, precision: Precision) -> int:
     return stage.keep * checkpoint_bytes(load) + artifact_bytes(load, precision=precision)
 
 
-def _disk_findings(case: Case, plan: Plan) -> list[Finding]:
+def _disk_findings(case: Case) -> list[Finding]:
     """All stages keep their last checkpoints, and a new checkpoint is complete before an old one is removed."""
     free = case.machine.disk_free_bytes
-    kept = [stage.memory.disk_bytes or 0 for stage in plan.stages]
-    loads = [load_of(case.job, stage, case.shape) for stage in case.job.stages]
+    if free is None:
+        return []
+    job = case.job
+    loads = [load_of(job, stage, case.shape) for stage in job.stages]
+    precisions = [precision_of(job, stage, case.machine) for stage in job.stages]
+    kept = [_stage_disk_bytes(*each) for each in zip(loads, job.stages, precisions, strict=True)]
     writing = max(checkpoint_bytes(load) for load in loads)
     need = sum(kept) + writing
-    if free is None or need <= free:
+    if need <= free:
         return []
     what = f"{bytes_text(need)} of checkpoints and artifacts, {bytes_text(free)} are free where the run folder lies"
-    largest = plan.stages[kept.index(max(kept))].name
+    largest = job.stages[kept.index(max(kept))].stage_name
     hint = f"free {bytes_text(need - free)}, or choose another disk with --runs; stage {largest} takes the most"
     return [Finding(code="E211", path=("stages",), what=what, hint=hint)]
 

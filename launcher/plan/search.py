@@ -111,6 +111,22 @@ def search(
     return _tight(judged, objective) if judged.tight else _short(judged.short)
 
 
+def fits_anywhere(load: Load, grounds: Sequence[Ground], pinned: Pinned) -> bool:
+    """Whether something fits, without looking for the best: the leanest rungs first, the smallest and the largest micro-batch.
+
+    False where neither of the two does: a search may still find one between them.
+    """
+    return any(_fits_on(load, ground, pinned) for ground in grounds)
+
+
+def _fits_on(load: Load, ground: Ground, pinned: Pinned) -> bool:
+    micros = micros_of(load, ground, pinned)
+    rungs = [*rungs_for(pinned), *last_rungs_for(pinned, load, ground.machine)]
+    suited = [rung for rung in reversed(rungs) if unsuited(rung, ground, pinned) is None]
+    tried = ((rung, micro) for rung in suited for micro in {micros[-1], micros[0]})
+    return any(fits(fit_of(load, ground, rung, micro, pinned), LIKELY) for rung, micro in tried)
+
+
 def _found(judged: _Judged, objective: Objective) -> Found:
     safe = judged.safe
     chosen = best(safe, objective)

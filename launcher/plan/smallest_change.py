@@ -13,10 +13,9 @@ from launcher.plan.asked import FREE, QUANTIZED_KINDS, batch_of, global_of, max_
 from launcher.plan.batch import nearest_multiples
 from launcher.plan.cost.rates import Rates
 from launcher.plan.grounds import grounds_of, load_of, pinned_of
-from launcher.plan.ladder import LIKELY, Ground, Pinned, fit_of, fits, last_rungs_for, micros_of, rungs_for, unsuited
 from launcher.plan.legality.rule import Case, Spot, spots_of
 from launcher.plan.legality.table import find_illegal
-from launcher.plan.load import Load
+from launcher.plan.search import fits_anywhere
 from launcher.spec.model import Lora
 
 _TOKEN_STEP = 64
@@ -57,16 +56,7 @@ def _works(spot: Spot, rates: Rates) -> bool:
         return False
     load, pinned = load_of(spot.job, spot.stage, spot.shape), pinned_of(spot.job, spot.stage)
     grounds, _ = grounds_of(spot, rates)
-    return any(_fits(load, ground, pinned) for ground in grounds)
-
-
-def _fits(load: Load, ground: Ground, pinned: Pinned) -> bool:
-    """The leanest rungs first, each with the smallest and the largest micro-batch."""
-    micros = micros_of(load, ground, pinned)
-    rungs = [*rungs_for(pinned), *last_rungs_for(pinned, load, ground.machine)]
-    suited = [rung for rung in reversed(rungs) if unsuited(rung, ground, pinned) is None]
-    tried = ((rung, micro) for rung in suited for micro in {micros[-1], micros[0]})
-    return any(fits(fit_of(load, ground, rung, micro, pinned), LIKELY) for rung, micro in tried)
+    return fits_anywhere(load, grounds, pinned)
 
 
 def _tokens_that_fit(spot: Spot, rates: Rates) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
@@ -13,7 +13,7 @@ from launcher.plan.away import away_machine, named_gpu, refuse_other_machine, re
 from launcher.plan.cost.price import Prices
 from launcher.plan.cost.rates import Rates, catalogue_rates
 from launcher.plan.gpus import GPUS, gpu_named
-from launcher.plan.make import make_plan
+from launcher.plan.make import check_plan, make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape
 from launcher.spec.gpu import GpuSpec
@@ -27,13 +27,31 @@ from launcher.supervise.calibration import rates_here
 from launcher.supervise.facts import Remote, asked_slots, detect_machine, find_shape, hosts_not_asked
 
 Fact = TypeVar("Fact")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finders:
+    """The two facts that a plan is made of, still to be looked for."""
+
+    machine: Callable[[], Machine]
+    shape: Callable[[], ModelShape]
 
 
 def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = None, remote: Remote | None = None) -> Plan:
     """The plan of every stage, on this machine or on the GPUs that cluster.gpu tells to plan for. Errors as in plan_here."""
+    return _made(loaded, _finders(loaded, runs_root, unknown, remote), runs_root, make_plan)
+
+
+def check(loaded: LoadedJob, *, runs_root: Path) -> None:
+    """LauncherError exactly where plan_of has one that asks and starts nobody."""
+    _made(loaded, _finders(loaded, runs_root, None, None), runs_root, check_plan)
+
+
+def _finders(loaded: LoadedJob, runs_root: Path, unknown: Unknown | None, remote: Remote | None) -> Finders:
     cluster = loaded.job.cluster
     if cluster.gpu is None:
-        return plan_here(loaded, runs_root=runs_root, unknown=unknown, remote=remote)
+        return _finders_here(loaded, runs_root, 0, unknown, remote)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
 
     def machine() -> Machine:
@@ -43,7 +61,7 @@ def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = Non
         slots = asked_slots(cluster, num_gpus=0) if counted else None
         return away_machine(gpu, slots=slots, nodes=cluster.nodes or 1)
 
-    return _plan(loaded, machine, lambda: find_shape(loaded.job, unknown or kept_shapes(runs_root)), runs_root)
+    return Finders(machine=machine, shape=lambda: find_shape(loaded.job, unknown or kept_shapes(runs_root)))
 
 
 def plan_here(
@@ -59,6 +77,12 @@ def plan_here(
     `unknown`: for a family that no table has; None takes what was measured before, and starts nothing. `remote`: asks the
     hosts of backend ssh; None refuses to (E423).
     """
+    return _made(loaded, _finders_here(loaded, runs_root, written_bytes, unknown, remote), runs_root, make_plan)
+
+
+def _finders_here(
+    loaded: LoadedJob, runs_root: Path, written_bytes: int, unknown: Unknown | None, remote: Remote | None
+) -> Finders:
     job = loaded.job
 
     def machine() -> Machine:
@@ -72,20 +96,20 @@ def plan_here(
             refuse_untrained(found)
         return found
 
-    return _plan(loaded, machine, shape, runs_root)
+    return Finders(machine=machine, shape=shape)
 
 
-def _plan(loaded: LoadedJob, find_machine: Callable[[], Machine], shape_of: Callable[[], ModelShape], runs_root: Path) -> Plan:
+def _made(loaded: LoadedJob, finders: Finders, runs_root: Path, make: Callable[..., Made]) -> Made:
+    """What `make_plan` or `check_plan` gives. LauncherError with what stands against it and against each of its facts."""
     job, problems = loaded.job, _backend_problems(loaded.job)
-    machine = _fact(find_machine, problems)
-    shape = _fact(shape_of, problems)
-    plan = None
+    machine, shape = _fact(finders.machine, problems), _fact(finders.shape, problems)
+    made = None
     if machine is not None and shape is not None:
-        rates = _fact(lambda: rates_of(job, machine, runs_root), problems)
-        plan = _fact(lambda: make_plan(job, machine=machine, shape=shape, places=loaded.places, rates=rates), problems)
-    if problems or plan is None:
+        rates = _fact(lambda: rates_of(job, machine, runs_root), problems) or catalogue_rates(machine)
+        made = _fact(lambda: make(job, machine=machine, shape=shape, places=loaded.places, rates=rates), problems)
+    if problems:
         raise LauncherError(loaded.places.located(problem) for problem in problems)
-    return plan
+    return cast(Made, made)
 
 
 def rates_of(job: JobSpec, machine: Machine, runs_root: Path) -> Rates:

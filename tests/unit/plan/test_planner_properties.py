@@ -23,7 +23,7 @@ from launcher.plan.gpus import GPUS
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.layout import Layout
 from launcher.plan.load import Load
-from launcher.plan.make import make_plan
+from launcher.plan.make import check_plan, make_plan
 from launcher.plan.memory import memory_of, p_fit
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape, shape_from_config
@@ -291,3 +291,20 @@ def test_faster_gpus_of_the_same_memory_make_the_plan_faster(seed):
     for slow, fast in zip(plan.stages, faster.stages, strict=True):
         if slow.memory.p_fit >= 0.95:
             assert fast.time.step_s <= NEARLY * slow.time.step_s
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_check_refuses_what_a_plan_refuses_in_the_same_words(seed):
+    job, machine, shape = job_of(seed)
+    if seed % 2:
+        machine = replace(machine, memory_bytes=machine.memory_bytes // 8, disk_free_bytes=10 * GIB)
+    names = [stage.stage_name for stage in job.stages]
+    places = Places(file_name="job.yaml", marks={}, stage_names=names)
+    said = []
+    for make in (make_plan, check_plan):
+        try:
+            make(job, machine=machine, shape=shape, places=places, rates=catalogue_rates(machine))
+            said.append("")
+        except LauncherError as error:
+            said.append(error.text())
+    assert said[0] == said[1]
