@@ -621,7 +621,8 @@ _code(
 _code(
     "E432",
     title="folder not shared",
-    when="A host does not see a file that was written here in the folder of the runs, or its own file is not seen here.",
+    when="A host does not see a file that was written here in the folder of the runs, or its own file is not seen here. A"
+    " disk of its own is only said: what a stage needs is sent to it. One that is shared by halves stops a run.",
     remedy="Mount the same folder on all hosts and here, and name it with --runs.",
 )
 _code(

@@ -36,6 +36,16 @@ class Pipe:
         except ValueError as error:
             raise OSError(str(error)) from None
 
+    async def drain(self) -> None:
+        """Until the program has read most of what was written. OSError where it has gone."""
+        assert self.process.stdin is not None
+        await self.process.stdin.drain()
+
+    async def read(self, most: int) -> bytes:
+        """What there is, at most so many bytes; empty at the end."""
+        assert self.process.stdout is not None
+        return await self.process.stdout.read(most)
+
     async def last_words(self) -> str:
         """What the program said on stderr, and how it ended."""
         with contextlib.suppress(TimeoutError):

@@ -2,6 +2,7 @@
 
 keep                            an order: from then on a pipe to the run's keeper (joining.py)
 look, clock, listen, reach      questions, one after the other until the connection ends (visit.py)
+take, list, give                files of a run, to and from a host that does not share the controller's disk (porter.py)
 
 Only the module of the verb is imported: hundreds of hosts are asked at once, and each pays a cold Python.
 """
@@ -17,6 +18,7 @@ from launcher.hosts.wire import MAX_LINE, BadLine, parse, say
 VERBS = {
     "keep": ("launcher.hosts.joining", "join"),
     **dict.fromkeys(("look", "clock", "listen", "reach"), ("launcher.hosts.visit", "answer")),
+    **dict.fromkeys(("take", "list", "give"), ("launcher.hosts.porter", "carry")),
 }
 
 

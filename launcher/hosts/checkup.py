@@ -63,9 +63,10 @@ def _share(facts: HostFacts, folder: str, unseen: bool) -> list[Symptom]:
     if facts.share == "none" or (facts.share == "seen" and not unseen):
         return []
     if facts.share == "missing":
-        what = f"{folder} is not shared: a file that was written here is not there"
-    elif facts.share == "seen":
-        what = f"{folder} is not shared: a file that was written there is not seen here"
+        what = f"{folder} is not shared: what a stage needs is sent to it, and what it wrote is fetched"
+        return [symptom(facts.host, "E432", what, hint, stops=False)]
+    if facts.share == "seen":
+        what = f"{folder} is not shared both ways: a file that was written there is not seen here"
     else:
         what = f"{folder} {facts.share}"
     return [symptom(facts.host, "E432", what, hint)]

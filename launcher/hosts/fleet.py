@@ -1,5 +1,7 @@
 """All hosts of one stage, from one place: connects, waits until all are ready, starts them together, ends them together. DO.
 
+Hosts with disks of their own get what the stage needs before the start, and what they wrote is here before the end is told.
+
 A program of its own beside the controller, as `deepspeed` is on one machine: its exit code and the ranks' markers are judged
 alike. What a host's connection does is written to hosts.json and events.jsonl. Killed, it leaves hosts whose lease runs out.
 """
@@ -14,22 +16,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.backends.fleet_order import FleetOrder, read_fleet_order
 from launcher.backends.request import TOKEN
 from launcher.backends.shell import boot_id, read_stat
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
+from launcher.hosts.cargo import Away, arrive, cargo_of, write_away
+from launcher.hosts.disk import CONTROLLER, claim, claim_path, forget_arrivals
+from launcher.hosts.freight import Carried, fetch, ship
 from launcher.hosts.link import Link
+from launcher.hosts.look import code_sha256
 from launcher.hosts.order import Leader, Order
+from launcher.hosts.words import write_word
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
+from launcher.units import bytes_text
 
 GRACE_S = 5.0
 LAST_WORDS_S = 3.0  # from the first failure to the end of the others: they may still tell what they saw
 END_S = 20.0  # grace, SIGKILL and the way there; a host that has not told its end by then is left to its lease
 READY_S = 120.0
+EXIT_S = 30.0  # from the last rank's marker to the end of launch.py
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -43,6 +52,17 @@ class Host:
     code: int | None = None
     problem: Problem | None = None
     silence: str = ""  # why the connection is down, while it is
+    done: dict[str, str] = field(default_factory=dict)  # markers of ranks whose files are still to be fetched
+
+    @property
+    def disk(self) -> str:
+        """Who claimed the disk that the run folder is on there."""
+        return str(self.ready["disk"]) if self.ready else CONTROLLER
+
+    @property
+    def ranks(self) -> range:
+        first = self.link.order.node * self.link.order.slots
+        return range(first, first + self.link.order.slots)
 
     @property
     def over(self) -> bool:
@@ -60,7 +80,9 @@ class Fleet:
     run: RunDir
     order: FleetOrder
     hosts: list[Host]
+    code: str  # hash of our own sources
     stopping: bool = False
+    away: Away | None = None  # once the ranks have been started
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def lead(self) -> int:
@@ -73,13 +95,27 @@ class Fleet:
             await self._until(lambda: all(host.ready or host.over for host in self.hosts), READY_S)
             self._refuse_unready()
             if self._may_go():
+                await self._ship()
+            if self._may_go():
                 self._go()
-                await self._until(lambda: all(host.over for host in self.hosts) or any(host.failed for host in self.hosts))
+                await self._until(lambda: self._settled() or self._all_done())
+                if self._all_done():
+                    await self._until(self._settled, EXIT_S)
             await self._end()
+            await self._fetch()
         finally:
             for task in following:
                 task.cancel()
+            claim_path(self.run, self.order.stage, self.hosts[0].link.order.attempt).unlink(missing_ok=True)
         return self._exit_code()
+
+    def _settled(self) -> bool:
+        return all(host.over for host in self.hosts) or any(host.failed for host in self.hosts)
+
+    def _all_done(self) -> bool:
+        """Every rank of the hosts with disks of their own has left its marker; they leave it together with the others."""
+        others = [host for host in self.hosts if host.disk != CONTROLLER]
+        return bool(others) and all(len(host.done) == len(host.ranks) for host in others)
 
     def _stop(self) -> None:
         self.stopping = True
@@ -109,6 +145,17 @@ class Fleet:
                 what = f"did not get ready within {READY_S:.0f} s"
                 host.problem = Problem(code="E417", where=host.link.host, what=what, hint="see `launcher doctor`")
 
+        for host in self.hosts:
+            if host.ready is None or host.over:
+                continue
+            if flaw := host.ready.get("flaw"):
+                hint = "make the folder above it writable there, or choose another one with --runs DIR"
+                host.problem = Problem(code="E404", where=host.link.host, what=str(flaw), hint=hint)
+            elif host.ready.get("code") != self.code:
+                what = "its zerolaunch has other sources than the one here, so that ranks would not run the same code"
+                hint = "install the same version in the same place on every host"
+                host.problem = Problem(code="E420", where=host.link.host, what=what, hint=hint)
+
     def _may_go(self) -> bool:
         return not self.stopping and not any(host.over for host in self.hosts)
 
@@ -117,8 +164,69 @@ class Fleet:
         first = self.hosts[0].ready
         assert first is not None
         say(f"ranks meet at {first['addr']}:{first['port']} of {self.hosts[0].link.host}")
+        self.away = Away(attempt=self.hosts[0].link.order.attempt, disks=self._disks())
+        if self.away.others:
+            write_away(self.run.stage(self.order.stage), self.away)
         for host in self.hosts:
-            host.link.say({"go": {"addr": first["addr"], "port": first["port"]}})
+            tends = host.ranks[0] == self.away.disks[host.disk][0] != 0
+            host.link.say({"go": {"addr": first["addr"], "port": first["port"], "tends": tends}})
+
+    # --- files of hosts with disks of their own ---
+
+    def _disks(self) -> dict[str, tuple[int, ...]]:
+        disks: dict[str, tuple[int, ...]] = {}
+        for host in self.hosts:
+            disks[host.disk] = (*disks.get(host.disk, ()), *host.ranks)
+        return disks
+
+    def _claimants(self) -> dict[str, Host]:
+        return {host.link.host: host for host in self.hosts if host.disk == host.link.host}
+
+    async def _ship(self) -> None:
+        """What the stage needs, to every disk but ours. A problem is its host's."""
+        claimants = self._claimants()
+        if not claimants:
+            return
+        for host in claimants.values():
+            self._change(host, "receiving")
+        agents = {name: host.link.argv for name, host in claimants.items()}
+        try:
+            cargo = cargo_of(self.run, self.order.stage)
+        except (OSError, ValueError, KeyError) as error:
+            hint = "restore the file, or start a new run"
+            self.hosts[0].problem = Problem(code="E510", where=f"stage {self.order.stage}", what=str(error), hint=hint)
+            return
+        shipping = asyncio.create_task(ship(agents, self.run, cargo))
+        shipping.add_done_callback(lambda task: self.changed.set())
+        await self._until(shipping.done)
+        if not shipping.done():
+            shipping.cancel()
+            return
+        for name, sent in shipping.result().items():
+            self._carried(claimants[name], "shipped", sent)
+
+    async def _fetch(self) -> None:
+        """What the ranks wrote, from every disk but ours; then their markers, which say that what they handed on is here."""
+        if self.away is None or not self.away.others:
+            return
+        stage, claimants = self.run.stage(self.order.stage), self._claimants()
+        if self._all_done():
+            self.away = replace(self.away, done={name: text for host in self.hosts for name, text in host.done.items()})
+            write_away(stage, self.away)
+        agents = {name: host.link.argv for name, host in claimants.items() if host.code is not None}
+        fetched = await fetch(agents, self.run, self.order.stage, self.away)
+        for name, got in fetched.hosts.items():
+            self._carried(claimants[name], "fetched", got)
+        if fetched.complete:
+            arrive(stage, self.away)
+
+    def _carried(self, host: Host, how: str, what: Carried | Problem) -> None:
+        if isinstance(what, Problem):
+            host.problem = host.problem or what
+            self._change(host, "lost", what=what.what)
+        else:
+            self._change(host, how, files=what.files, bytes=what.num_bytes)
+            say(f"{how} {what.files} files, {bytes_text(what.num_bytes)}: {host.link.host}")
 
     # --- at the end ---
 
@@ -150,6 +258,8 @@ class Fleet:
             return EXIT_CLUSTER
         if self.stopping:
             return TERMINATED
+        if self._all_done():
+            return EXIT_DONE  # launch.py may have had to be ended
         return next((host.code for host in self.hosts if host.code), EXIT_DONE)
 
     # --- what the hosts tell ---
@@ -173,6 +283,8 @@ class Fleet:
                 self._change(host, "running")
             case "line":
                 say(f"[{host.link.host}] {message['text']}")
+            case "word":
+                self._note_word(host, message)
             case "death":
                 self._note_death(host, message)
             case "down":
@@ -189,6 +301,15 @@ class Fleet:
                 if alive := message.get("alive"):
                     what = f"process {', '.join(map(str, alive))} does not end, not even by SIGKILL"  # type: ignore[call-overload]
                     host.problem = Problem(code="E511", where=host.link.host, what=what, hint="look at it with ps")
+
+    def _note_word(self, host: Host, word: Mapping[str, object]) -> None:
+        """A marker waits until what it stands for is here."""
+        stage = self.run.stage(self.order.stage)
+        if word["file"] in [f"done/{stage.done(rank).name}" for rank in host.ranks]:
+            host.done[str(word["file"])] = str(word["text"])
+            return
+        with suppress(OSError):  # a full disk does not end the ranks
+            write_word(stage, host.ranks, word)
 
     def _note_death(self, host: Host, message: Mapping[str, object]) -> None:
         rank = int(str(message["rank"]))
@@ -210,6 +331,8 @@ def lead(path: Path, stage: str) -> int:
     hidden = {name: os.environ[name] for name in order.secrets if name in os.environ}
     attempt, stat = secrets.token_hex(8), read_stat(os.getpid())
     leader = Leader(pid=os.getpid(), started_ticks=stat.started_ticks, boot=boot_id()) if stat else None
+    claim(run, stage, attempt, CONTROLLER)
+    forget_arrivals(run)
     hosts = [
         Host(
             Link(
@@ -218,6 +341,7 @@ def lead(path: Path, stage: str) -> int:
                     token=str(path),
                     attempt=attempt,
                     host=name,
+                    stage=stage,
                     node=node,
                     slots=order.slots,
                     argv=order.argv,
@@ -230,7 +354,7 @@ def lead(path: Path, stage: str) -> int:
         )
         for node, (name, agent) in enumerate(zip(order.hosts, order.agents, strict=True))
     ]
-    return asyncio.run(Fleet(run=run, order=order, hosts=hosts).lead())
+    return asyncio.run(Fleet(run=run, order=order, hosts=hosts, code=code_sha256()).lead())
 
 
 def say(text: str) -> None:

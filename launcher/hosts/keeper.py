@@ -21,17 +21,22 @@ from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, boot_id, end_processes, start
 from launcher.errors import EXIT_DONE
+from launcher.hosts.disk import CONTROLLER, claim, forget_arrivals, forget_words
+from launcher.hosts.look import code_sha256
 from launcher.hosts.order import Order, order_from
 from launcher.hosts.ports import address_towards, free_port
 from launcher.hosts.ranks import RankTable
 from launcher.hosts.room import Room
 from launcher.hosts.wire import MAX_LINE, MAX_TEXT, BadLine, line, parse
+from launcher.hosts.words import Words
+from launcher.rundir.folder import TENDS, RunDir
 
 LOOK_S = 0.2
 MEETING = re.compile(r"\{(addr|port|node)\}")
 FIRST_WORD_S = 20.0  # from the keeper's start to its order
 GRACE_S = 5.0
 KILL_WAIT_S = 5.0
+MOST_WORDS = 64  # parts of files that wait for a connection
 MOST_UNSEEN = 20_000  # numbered messages that wait for a connection; of more, lines of output are forgotten first
 
 
@@ -49,7 +54,9 @@ class Keeper:
     stop_s: float | None = None  # grace, once the end is asked for
     heard_s: float = field(default_factory=time.monotonic)
     more: asyncio.Condition = field(default_factory=asyncio.Condition)
+    words: Words | None = None  # None: the controller sees what the ranks write
     _output: int = 0  # bytes of launch.py's output that were told
+    _disk: str = CONTROLLER
     forsaken: bool = False  # another attempt waits for this host: nobody will ask how this one ended
     _dead: set[int] = field(default_factory=set)
     _tidying: asyncio.Task[None] | None = None
@@ -89,6 +96,8 @@ class Keeper:
             return
         await self._look_at_ranks()
         await self._pass_output_on()
+        if sum(message["kind"] == "word" for _, message in self.unseen) < MOST_WORDS:  # the rest waits in its files
+            await self._pass_words_on()
         ended = self.child.poll()
         if ended is not None or self.stop_s is not None:
             await self._end(ended)
@@ -110,6 +119,10 @@ class Keeper:
         for one in whole.splitlines():
             await self._tell("line", text=one[:MAX_TEXT].decode("utf-8", errors="replace"))
 
+    async def _pass_words_on(self) -> None:
+        for word in self.words.new() if self.words else ():
+            await self._tell("word", **word)
+
     async def _end(self, ended: int | None) -> None:
         """Nothing of the run is left on this host when the end is told."""
         assert self.order is not None
@@ -121,6 +134,7 @@ class Keeper:
         if self.child is not None:
             await self._look_at_ranks()
             await self._pass_output_on()
+            await self._pass_words_on()
         code = ended if ended is not None else (self.child.poll() if self.child else None)
         self.code = -9 if code is None else code
         pids = [process.pid for process in alive]
@@ -133,7 +147,11 @@ class Keeper:
             return
         values = {"addr": str(meeting["addr"]), "port": str(meeting["port"]), "node": str(order.node)}
         argv = tuple(MEETING.sub(lambda found: values[found[1]], word) for word in order.argv)
-        request = LaunchRequest(stage="", argv=argv, env=tuple(sorted(order.env.items())), world=0)
+        env = {**order.env, TENDS: "1" if meeting.get("tends") else ""}
+        request = LaunchRequest(stage="", argv=argv, env=tuple(sorted(env.items())), world=0)
+        if self._disk != CONTROLLER:
+            first = order.node * order.slots
+            self.words = Words(RunDir(Path(order.token)).stage(order.stage), range(first, first + order.slots))
         base = {name: value for name, value in os.environ.items() if name not in RESERVED}
         try:
             self.child = start(request, cwd=Path(order.cwd), log=self.room.output, base_env=base)
@@ -195,14 +213,30 @@ class Keeper:
             end_processes, order.token, grace_s=GRACE_S, kill_wait_s=KILL_WAIT_S, but=_leader(order)
         )
         address = address_towards(order.others)
+        flaw = await asyncio.to_thread(self._claim, order)
         await self._tell(
             "ready",
+            code=await asyncio.to_thread(code_sha256),
+            disk=self._disk,
+            flaw=flaw,
             left=[process.pid for process in found],
             alive=[process.pid for process in alive],
             addr=address,
             port=free_port(address) if order.node == 0 else None,
             t=time.time(),
         )
+
+    def _claim(self, order: Order) -> str | None:
+        """Find out whose disk the run folder is on; why it cannot be used here, or None."""
+        run = RunDir(Path(order.token))
+        try:
+            self._disk = claim(run, order.stage, order.attempt, order.host)
+        except OSError as error:
+            return f"the run folder cannot be made: {error.filename}: {error.strerror}"
+        if self._disk == order.host:
+            forget_words(run, order.stage)
+            forget_arrivals(run)
+        return None
 
     async def _obey(self, message: Mapping[str, object]) -> None:
         self.heard_s = time.monotonic()

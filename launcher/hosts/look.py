@@ -7,6 +7,7 @@ Python on every host at once, so it imports little.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pwd
 import resource
@@ -40,7 +41,11 @@ def look(
     share: str = "none",
     environ: Mapping[str, str] = os.environ,
 ) -> HostFacts:
-    """Facts of this host. Disk facts are those of `folder`, or of where it would lie; `paths`: (path, READ or WRITE)."""
+    """Facts of this host. Disk facts are those of `folder`, or of where it would lie; `paths`: (path, READ or WRITE).
+
+    What ranks read is sent to a host with a disk of its own (`share` missing): it need not be there.
+    """
+    used = [(path, use) for path, use in paths if use != READ or share != "missing"]
     problems: list[str] = []
     try:
         gpus = tuple(find_gpus(environ))
@@ -74,7 +79,7 @@ def look(
         inodes_free=files.f_favail if files.f_files else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         locked_bytes=None if locked_bytes == resource.RLIM_INFINITY else locked_bytes,
-        unusable={path: refusal for path, use in paths if (refusal := _refusal(path, use))},
+        unusable={path: refusal for path, use in used if (refusal := _refusal(path, use))},
         share=share,
         left=find_runs_alive(),
         clock_s=time.time(),
@@ -92,6 +97,11 @@ def code_hashes() -> dict[str, str]:
                 with open(path, "rb") as file:
                     found[os.path.relpath(path, root)] = hashlib.sha256(file.read()).hexdigest()[:_HASH_CHARACTERS]
     return found
+
+
+def code_sha256() -> str:
+    """One hash of them all."""
+    return hashlib.sha256(json.dumps(code_hashes(), sort_keys=True).encode()).hexdigest()
 
 
 def _refusal(path: str, use: str) -> str:

@@ -26,6 +26,7 @@ class Order:
     token: str  # the run folder: processes are found by it
     attempt: str  # another one than the last: whatever an earlier attempt left is ended first
     host: str  # its name, as the hostfile has it
+    stage: str
     node: int  # its place among the hosts
     slots: int  # ranks on it
     argv: tuple[str, ...]  # of launch.py; {node} is filled in, and {addr} and {port} when the hosts have met

@@ -10,8 +10,11 @@
                         {"n": 1, "kind": "ready", …}      numbered, so that a broken connection loses and repeats nothing
                         {"n": 2, "kind": "started", "pid": …}
                         {"n": 3, "kind": "line", "text": …}              a line of the launcher's output
-                        {"n": 4, "kind": "death", "rank": …, "t": …}     a rank that ended without its marker
-                        {"n": 5, "kind": "ended", "code": …, "alive": […]}
+                        {"n": 4, "kind": "word", "file": …, "at": …}     where its disk is not ours: a file has grown
+                        {"n": 5, "kind": "death", "rank": …, "t": …}     a rank that ended without its marker
+                        {"n": 6, "kind": "ended", "code": …, "alive": […]}
+
+Files go over connections of their own (porter.py).
 
 A line has at most MAX_LINE bytes. What does not parse, or is no object, ends the connection: nobody else speaks here.
 """

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the environment of a host's ranks, "1" where the first of them looks after the run folder: rank 0 has another disk.
+TENDS = "LAUNCHER_TENDS"
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write under a temporary name beside `path`, flush to disk, rename: after a crash the old or the new text is there."""
@@ -96,6 +99,11 @@ class StageDir:
     def hosts(self) -> Path:
         """hosts.json: what each host of a fleet does, as it was last seen."""
         return self.path / "hosts.json"
+
+    @property
+    def away(self) -> Path:
+        """away.json: what of the last attempt may lie on other disks alone; removed when all of it has come back."""
+        return self.path / "away.json"
 
     @property
     def fleet_problem(self) -> Path:

@@ -23,6 +23,7 @@ from launcher.spec.stages import Reward, StageBase
 from launcher.supervise import evidence, left, watch
 from launcher.supervise.create import Planned
 from launcher.supervise.feedback import feed_back
+from launcher.supervise.home import bring_home
 from launcher.supervise.journal import Journal
 from launcher.supervise.policy import Decision, damage_problems, decide
 from launcher.supervise.preflight import record_versions
@@ -103,6 +104,7 @@ class Chain:
         order = stage_order(self.planned.job, self.planned.plan, name)
         self._check_parents(order)
         inputs = _inputs(self.run, order)
+        bring_home(self.run, name, self.planned, self.journal)
         facts = left.stage_facts(self.run, name, self.verifier)
         decision = decide(facts, inputs=inputs, precision=plan.precision)
         if decision.action == "keep":

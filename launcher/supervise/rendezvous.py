@@ -1,6 +1,7 @@
 """(cluster, machine, runs folder) -> Meeting: ranks are started as those of a stage, meet and exchange something. DO.
 
-In a run folder of their own, <runs>/.doctor/, which is removed when they have met and kept with their logs when they have not.
+In a run folder of their own, <runs>/.doctor/meeting/, which is removed when they have met and kept with their logs when they
+have not. Hosts with disks of their own keep theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from launcher.supervise import evidence, watch
 from launcher.supervise.lock import controlling
 from launcher.supervise.stop import StopFlag
 
-FOLDER = ".doctor"
+FOLDER = Path(".doctor", "meeting")  # below the runs folder, as deep as a run
 LIMIT_S = 150.0  # the import of torch and DeepSpeed on a slow shared folder, and the exchange
 
 
@@ -41,7 +42,7 @@ def meet(cluster: ClusterSpec, machine: Machine, *, runs_root: Path, stop: StopF
         meeting = meeting_from(told, machine.hosts or (HERE,))
     except ValueError as error:
         raise LauncherError(_problem(run, f"the ranks left no figures that can be used: {error}")) from None
-    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.rmtree(run.path.parent, ignore_errors=True)
     return meeting
 
 

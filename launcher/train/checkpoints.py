@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.rundir.artifact import file_entry, find_damage, read_manifest, write_manifest
-from launcher.rundir.folder import StageDir, sync_folder
+from launcher.rundir.artifact import MANIFEST, file_entry, find_damage, read_manifest, write_manifest
+from launcher.rundir.folder import StageDir, sync_folder, write_json
 from launcher.rundir.order import StageOrder
-from launcher.train.ranks import Ranks, barrier, broadcast, gather
+from launcher.train.ranks import Ranks, barrier, broadcast, gather, tends
 
 WORK = ".work"  # beside the finished ones, on the same file system, so that finishing is one rename
 
@@ -40,14 +40,23 @@ def seal(stage_dir: StageDir, written: Path, order: StageOrder, ranks: Ranks, *,
     """Turn the folder that all ranks have just written into checkpoints/step<N>, and prune to `keep`. Collective.
 
     Each rank hashes its own rank<N>.* files, all at once: nobody waits while rank 0 reads the states of a thousand others.
+    Of several disks each gets the whole manifest and the files of its own ranks; put together they are the checkpoint.
     """
-    entries = {name: entry for theirs in gather(_own_entries(written, ranks.rank)) for name, entry in theirs.items()}
+    told = gather((_own_entries(written, ranks.rank), tends()))
+    entries = {name: entry for theirs, _ in told for name, entry in theirs.items()}
     if ranks.first:
-        final = stage_dir.checkpoints / f"step{step}"
         write_manifest(written, {"step": step, **_facts(order, inputs)}, entries=entries)
+    if sum(tending for _, tending in told) > 1:
+        manifest = broadcast(read_manifest(written))
+        if tends() and not ranks.first:
+            write_json(written / MANIFEST, manifest)
+    if tends():
+        final = stage_dir.checkpoints / f"step{step}"
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
         sync_folder(stage_dir.checkpoints)
+    barrier()  # before an older one goes, the new one is in its place everywhere
+    if tends():
         for old in finished(stage_dir)[keep:]:
             shutil.rmtree(old)
     barrier()
@@ -75,7 +84,7 @@ def finished(stage_dir: StageDir) -> list[Path]:
 
 def find_resume(stage_dir: StageDir, order: StageOrder, ranks: Ranks, *, inputs: str) -> Resume:
     """The newest checkpoint that verifies and fits; all ranks share the hashing and get the same answer. Collective."""
-    if ranks.first:
+    if tends():
         shutil.rmtree(work_folder(stage_dir), ignore_errors=True)  # of a run that died while it wrote
     notices: list[str] = []
     for folder in broadcast(finished(stage_dir) if ranks.first else None):

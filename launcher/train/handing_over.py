@@ -9,6 +9,7 @@ from launcher.train.assemble import whole_scorer
 from launcher.train.course import Course, figures_text
 from launcher.train.models import load_causal, load_reward, unpartitioned
 from launcher.train.result import write_result
+from launcher.train.spread import spread
 
 
 def hand_over(course: Course, trained: Trained) -> None:
@@ -34,6 +35,7 @@ def hand_over(course: Course, trained: Trained) -> None:
 def _score_shipped(course: Course, artifact: Path) -> None:
     """What is handed on is merged and unquantised, and scores otherwise than what was trained, which becomes a note."""
     task = course.task
+    spread(artifact, task.ranks)
     load = load_reward if task.order.model_kind == "reward" else load_causal
     with unpartitioned():
         model = load(artifact, task.order, task.job.model, task.tokenizer)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
+from launcher.rundir.folder import TENDS
 from launcher.rundir.order import StageOrder
 from launcher.train.precision import allow_tf32
 
@@ -58,6 +59,11 @@ def join(kind: str, *, tf32: bool) -> Ranks:
     backend = "gloo" if kind == "cpu" else "nccl"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(rank=rank, local_rank=local_rank, world=dist.get_world_size(), device=device)
+
+
+def tends() -> bool:
+    """True on the one rank of each disk that makes, renames and removes folders there: rank 0 alone where all share one."""
+    return dist.get_rank() == 0 or (os.environ.get("LOCAL_RANK") == "0" and os.environ.get(TENDS) == "1")
 
 
 def barrier() -> None:

@@ -36,7 +36,7 @@ from launcher.train.fragments import (
 from launcher.train.masters import Master, Place, changing, held, held_for_change, masters_of, split_over_ranks
 from launcher.train.mesh import Mesh
 from launcher.train.pieces import Piece
-from launcher.train.ranks import barrier, gather, gather_first
+from launcher.train.ranks import barrier, gather, gather_first, tends
 
 # What a dynamic loss scale remembers between steps (deepspeed/runtime/fp16/loss_scaler.py:228).
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -51,7 +51,7 @@ def save_states(
 ) -> None:
     """Fill `folder`. `extra` is JSON that load_states gives back, the same on all ranks. Collective."""
     rank = dist.get_rank()
-    if rank == 0:
+    if tends():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     barrier()

@@ -64,9 +64,18 @@ class Remote:
         out, err = process.communicate(timeout=WAIT_S)
         return process.returncode, out, err
 
+    def runs(self, name: str = LOGIN) -> Path:
+        """The runs folder of a host, as this machine sees it."""
+        return self.folder / "runs"
+
     @property
     def run(self) -> RunDir:
-        return find_runs(self.folder / "runs")[-1]
+        return find_runs(self.runs())[-1]
+
+    @property
+    def token(self) -> str:
+        """The run folder as the hosts see it."""
+        return str(self.folder / "runs" / self.run.path.relative_to(self.runs()))
 
     def events(self, kind: str = "") -> list[dict[str, object]]:
         lines = self.run.events.read_text().splitlines() if self.run.events.exists() else []
@@ -82,12 +91,12 @@ class Remote:
 
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
         """Until pretraining has a finished checkpoint of this step."""
-        runs = self.folder / "runs"
+        runs = self.runs("node1")
         self.wait_for(lambda: any(runs.glob(f"*/*/stages/pretrain/checkpoints/step{step}/manifest.json")), process)
 
     def processes(self, name: str, *, carry: str | None = None) -> list[int]:
         """Processes of a host, by their own number there, that carry the run (or another text) in their environment."""
-        wanted = f"LAUNCHER_RUN={self.run.path}" if carry is None else carry
+        wanted = f"LAUNCHER_RUN={self.token}" if carry is None else carry
         script = 'grep -lsz -- "$1" /proc/[0-9]*/environ | cut -d/ -f3 | grep -v "^$$\\$" || true'
         out = self.cluster.out(name, ["sh", "-c", script, "sh", wanted])
         return [int(word) for word in out.split()]

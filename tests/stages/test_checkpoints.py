@@ -193,3 +193,60 @@ def test_what_a_killed_rank_was_writing_is_no_checkpoint(saved):
 
     assert resumed(saved) == ("step3", 3, ())
     assert not (saved / "checkpoints" / ".work").exists()
+
+
+# --- hosts with disks of their own ---------------------------------------------------------------------------------
+
+
+def save_apart(folder: Path, steps: list[int], keep: int) -> None:
+    """Each rank on a disk of its own, as the first rank of its host."""
+    from launcher.rundir.folder import TENDS
+    from launcher.train import checkpoints
+    from launcher.train.ranks import barrier, meet, tends
+
+    ranks = meet(ORDER)
+    os.environ.update({"LOCAL_RANK": "0", TENDS: "1"})
+    stage_dir = StageDir(folder / f"disk{ranks.rank}")
+    for step in steps:
+        written = checkpoints.work_folder(stage_dir) / f"step{step}"
+        if tends():
+            written.mkdir(parents=True)
+        if ranks.first:
+            (written / "index.json").write_text(f"index of {step}")
+        barrier()
+        (written / f"rank{ranks.rank}.safetensors").write_text(f"states {step} of {ranks.rank}")
+        checkpoints.seal(stage_dir, written, ORDER, ranks, step=step, inputs="inputs", keep=keep)
+
+
+def test_on_two_disks_each_has_the_manifest_and_its_own_files_and_drops_old_ones(tmp_path):
+    run_ranks(save_apart, tmp_path, [1, 2, 3], 2)
+    disks = [tmp_path / f"disk{rank}" / "checkpoints" for rank in range(2)]
+    assert [sorted(path.name for path in disk.glob("step*")) for disk in disks] == [["step2", "step3"]] * 2
+    assert len({(disk / "step3" / "manifest.json").read_text() for disk in disks}) == 1
+    assert [damage.file for damage in find_damage(disks[0] / "step3")] == ["rank1.safetensors"]
+    assert [damage.file for damage in find_damage(disks[1] / "step3")] == ["index.json", "rank0.safetensors"]
+    shutil.copytree(disks[1] / "step3", disks[0] / "step3", dirs_exist_ok=True)
+    assert find_damage(disks[0] / "step3") == []
+
+
+def spread_apart(folder: Path, names: dict[str, str]) -> None:
+    from launcher.rundir.folder import TENDS
+    from launcher.train import spread
+    from launcher.train.ranks import meet
+
+    ranks = meet(ORDER)
+    os.environ.update({"LOCAL_RANK": "0", TENDS: "1"})
+    spread.CHUNK_BYTES = 4
+    mine = folder / f"disk{ranks.rank}" / "artifact"
+    for name, text in (names if ranks.first else {"stale": "x"}).items():
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text(text)
+    spread.spread(mine, ranks)
+
+
+def test_a_folder_of_rank_0_is_spread_to_every_disk(tmp_path):
+    names = {"model.safetensors": "0123456789", "adapter/config.json": "{}", "empty": ""}
+    run_ranks(spread_apart, tmp_path, names)
+    first, second = (tmp_path / f"disk{rank}" / "artifact" for rank in range(2))
+    assert {path.relative_to(second).as_posix(): path.read_text() for path in second.rglob("*") if path.is_file()} == names
+    assert all((first / name).stat().st_mtime_ns == (second / name).stat().st_mtime_ns for name in names)

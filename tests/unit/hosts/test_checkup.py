@@ -23,8 +23,6 @@ node1  warnings     3.11.7  1.0    1.0        60.0 GiB     100 B      +0.00 s   
 node2  not ready    3.11.7  1.0    1.0        60.0 GiB     500.0 GiB  -20.00 s  10.0.0.2 eth0
 node3  not reached
 
-node2 [E432] /runs is not shared: a file that was written here is not there
-  hint: mount the same folder there and here (NFS, Lustre, FSx, Filestore), and name it with --runs or LAUNCHER_RUNS
 node2 [E428] its clock is 20.0 s behind
   hint: set it by a time server: timedatectl set-ntp true, or chronyd
 node3 [E417] it does not answer
@@ -33,6 +31,8 @@ node3 [E417] it does not answer
 warnings, which do not stop a run:
 node1 [E438] 100 B are free where checkpoints go
   hint: free some, or choose another folder with --runs or LAUNCHER_RUNS
+node2 [E432] /runs is not shared: what a stage needs is sent to it, and what it wrote is fetched
+  hint: mount the same folder there and here (NFS, Lustre, FSx, Filestore), and name it with --runs or LAUNCHER_RUNS
 
 the ranks were not asked to meet: mend this first"""
 
@@ -63,7 +63,7 @@ def test_one_object_tells_the_same_to_programs(checkup):
         ("node2", "not ready"),
         ("node3", "not reached"),
     ]
-    assert [problem["code"] for problem in told["hosts"][1]["problems"]] == ["E432", "E428"]
+    assert [problem["code"] for problem in told["hosts"][1]["problems"]] == ["E428", "E432"]
     assert told["hosts"][1]["clock"] == {"ahead_s": -20.0, "within_s": 0.0}
     assert told["hosts"][2]["facts"] is None
     assert told["rendezvous"] is None
@@ -73,7 +73,7 @@ def test_a_file_of_a_host_that_is_not_seen_here(facts):
     found = Examined(facts={"node1": facts("node1", share="seen"), "node2": facts("node2", share="cannot be written: full")})
     one = checkup_of_hosts(("node1", "node2"), found, Needs(), facts(HERE), folder="/runs", unseen={"node1"}, running=())
     assert [symptom.problem.what for symptom in one.symptoms] == [
-        "/runs is not shared: a file that was written there is not seen here",
+        "/runs is not shared both ways: a file that was written there is not seen here",
         "/runs cannot be written: full",
     ]
 

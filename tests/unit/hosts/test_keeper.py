@@ -17,9 +17,11 @@ import pytest
 from launcher.backends.request import TOKEN
 from launcher.backends.shell import boot_id, find_processes, read_stat
 from launcher.errors import LauncherError
+from launcher.hosts.disk import CONTROLLER, claim
 from launcher.hosts.link import Link
 from launcher.hosts.order import Leader, Order
 from launcher.hosts.room import room_of
+from launcher.rundir.folder import RunDir
 
 AGENT = (sys.executable, "-m", "launcher.hosts", "agent")
 VALUE = "a 'b' $HOME\n`id`"
@@ -34,8 +36,8 @@ def order(tmp_path):
         env = {TOKEN: str(tmp_path), "VALUE": VALUE}
         start = argv or (sys.executable, "-S", "-c", script, "{node}", "{addr}", "{port}")
         return Order(
-            token=str(tmp_path), attempt=attempt, host="here", node=0, slots=1, argv=start, env=env, cwd=str(tmp_path),
-            others=(), lease_s=lease_s,
+            token=str(tmp_path), attempt=attempt, host="here", stage="sft", node=0, slots=1, argv=start, env=env,
+            cwd=str(tmp_path), others=(), lease_s=lease_s,
         )  # fmt: skip
 
     yield of
@@ -133,10 +135,47 @@ def test_processes_of_a_keeper_that_was_killed_are_ended_first(order, tmp_path):
 
     with pytest.raises(Gone):
         follow(Link(AGENT, order(SLEEP)), then=kill_the_keeper)
+    wait_for(lambda: find_processes(str(tmp_path)))  # the kernel shows an environment a moment after the start
     [orphan] = find_processes(str(tmp_path))
     told = follow(Link(AGENT, order("print('second')", attempt="2")))
     assert told[0]["left"] == [orphan.pid]
     assert told[-1]["code"] == 0
+
+
+def test_a_host_with_a_disk_of_its_own_tells_what_its_ranks_write(order, tmp_path):
+    stage = RunDir(tmp_path).stage("sft")
+    for path in (stage.done(0), stage.rank_log(0)):
+        path.parent.mkdir(parents=True)
+    stage.done(0).write_text("of an earlier attempt")
+    stage.rank_log(0).write_text("came from the controller\n")
+    script = f"""
+import os, pathlib, time
+stage = pathlib.Path({str(stage.path)!r})
+with (stage / "logs/rank0.log").open("a") as file: file.write(os.environ["LAUNCHER_TENDS"] + "\\n")
+(stage / "done").mkdir()
+(stage / "done/rank0.json").write_text("now")
+"""
+    told = follow(Link(AGENT, order(script)), tends=True)
+    assert told[0]["disk"] == "here"
+    words = {message["file"]: (message["at"], message["text"]) for message in told if message["kind"] == "word"}
+    assert words == {"done/rank0.json": (0, "now"), "logs/rank0.log": (25, "1\n")}
+
+
+def test_a_host_that_shares_the_disk_of_the_controller_leaves_its_files_alone(order, tmp_path):
+    run = RunDir(tmp_path)
+    run.stage("sft").done(0).parent.mkdir(parents=True)
+    run.stage("sft").done(0).write_text("the controller's")
+    claim(run, "sft", "1", CONTROLLER)
+    told = follow(Link(AGENT, order("")))
+    assert told[0]["disk"] == CONTROLLER
+    assert [message["kind"] for message in told if message["kind"] == "word"] == []
+    assert run.stage("sft").done(0).exists()
+
+
+def test_a_host_that_cannot_make_the_run_folder_says_so(order, tmp_path):
+    (tmp_path / "stages").write_text("in the way")
+    told = follow(Link(AGENT, order("")))
+    assert str(told[0]["flaw"]).startswith("the run folder cannot be made: ")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +195,7 @@ class Gone(Exception):
     """The controller has vanished."""
 
 
-def follow(link: Link, *, then=None) -> list[dict[str, object]]:
+def follow(link: Link, *, then=None, tends: bool = False) -> list[dict[str, object]]:
     """Everything that the host tells; it is told to go when it is ready."""
 
     async def listen() -> list[dict[str, object]]:
@@ -165,7 +204,7 @@ def follow(link: Link, *, then=None) -> list[dict[str, object]]:
             async for message in messages:
                 told.append(message)
                 if message["kind"] == "ready":
-                    link.say({"go": {"addr": "10.0.0.1", "port": message["port"]}})
+                    link.say({"go": {"addr": "10.0.0.1", "port": message["port"], "tends": tends}})
                 if then is not None:
                     await then(link, message)
         return told

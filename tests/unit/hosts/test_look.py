@@ -67,6 +67,12 @@ def test_paths_that_ranks_would_use_are_tried(tmp_path):
     assert facts.unusable == {gone: "is not there"}
 
 
+def test_a_disk_of_its_own_needs_no_model_but_what_ranks_write(tmp_path):
+    gone = str(tmp_path / "gone")
+    assert look("n", folder=tmp_path, paths=[(gone, READ)], share="missing", environ={}).unusable == {}
+    assert look("n", folder=tmp_path, paths=[(gone, WRITE)], share="missing", environ={}).unusable == {gone: "is not there"}
+
+
 def test_a_file_of_the_control_side_is_answered_beside_it(tmp_path):
     (tmp_path / "here").write_text("a secret")
     share = {"theirs": str(tmp_path / "here"), "ours": str(tmp_path / "host0"), "text": "a secret"}

@@ -7,7 +7,18 @@ import pytest
 from launcher.hosts.order import Order, order_from, order_line
 from launcher.hosts.wire import BadLine, line, parse
 
-ORDER = Order(token="/runs/a", attempt="1", host="n1", node=0, slots=2, argv=("x", ""), env={"A": "b"}, cwd="/", others=("n2",))
+ORDER = Order(
+    token="/runs/a",
+    attempt="1",
+    host="n1",
+    stage="sft",
+    node=0,
+    slots=2,
+    argv=("x", ""),
+    env={"A": "b"},
+    cwd="/",
+    others=("n2",),
+)
 HOSTILE = ['a "b" $HOME `id` \\ ; & | %n', "two\nlines\r\n", "", "ä\u2028\x00\x7f", "*", "-oProxyCommand=id"]
 
 
