@@ -669,6 +669,19 @@ _code(
     when="GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names a card that a host does not have.",
     remedy="Name a card that every host has, or leave it out.",
 )
+_code(
+    "E440",
+    title="place of a node not known",
+    when="A program that is started on every node finds no variable of a scheduler that tells which node this is, or one that"
+    " makes no sense.",
+    remedy="Start it by `srun --ntasks-per-node=1`, mpirun, or with the files that `launcher render` wrote.",
+)
+_code(
+    "E441",
+    title="nodes differ from the plan",
+    when="A scheduler has started another number of nodes than the plan is for, or a node without ranks in the stage.",
+    remedy="Start exactly as many, or change cluster.nodes and render again.",
+)
 
 # --- E50x-E52x: a run (launch, ranks, artifacts) -------------------------------------------------------------------
 _code(
@@ -749,6 +762,14 @@ _code(
     title="detached controller ended",
     when="`run --detach` started a controller in the background, and it ended before it held the run.",
     remedy="Read the controller.log that is named.",
+)
+
+_code(
+    "E520",
+    title="node did not come, or is lost",
+    when="Of the nodes that a scheduler starts one did not come in time, fell silent or was started anew, or node 0's name did"
+    " not appear.",
+    remedy="Look at its pod or machine. A new attempt goes on from the last checkpoint.",
 )
 
 # --- E53x-E54x: data and tokenizer, found by prepare ---------------------------------------------------------------

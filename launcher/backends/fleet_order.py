@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from launcher.rundir.folder import RunDir, write_json
+
+_MEETING = re.compile(r"\{(addr|port|node)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +23,12 @@ class FleetOrder:
     stage: str
     hosts: tuple[str, ...]
     slots: int  # ranks on each
-    agents: tuple[tuple[str, ...], ...]  # argv, one for each host
+    agents: tuple[tuple[str, ...], ...] = ()  # argv, one for each host; none where hosts come by themselves
     argv: tuple[str, ...]  # of launch.py on each host; {node}, {addr} and {port} are filled in there
     env: dict[str, str]
-    secrets: tuple[str, ...]  # names; the values are taken from the fleet's own environment, and are in no file
+    secrets: tuple[str, ...] = ()  # names; the values are taken from the fleet's own environment, and are in no file
+    port: int | None = None  # on which ranks meet; None: one that the first host finds free
+    nodes: int | None = None  # of the plan, where hosts come by themselves: some may have no part in this stage
 
 
 def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], words: Sequence[str]) -> tuple[str, ...]:
@@ -32,6 +37,12 @@ def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], words
     launch = (python, "-u", "-P", "-m", "deepspeed.launcher.launch", f"--world_info={world_info}")
     meeting = ("--node_rank={node}", "--master_addr={addr}", "--master_port={port}")
     return (*launch, *meeting, "--no_local_rank", "--module", "launcher.stages", *words)
+
+
+def with_meeting(argv: Sequence[str], *, node: int, addr: str, port: int) -> tuple[str, ...]:
+    """launch_argv with what is known once the hosts have met."""
+    values = {"node": str(node), "addr": addr, "port": str(port)}
+    return tuple(_MEETING.sub(lambda found: values[found[1]], word) for word in argv)
 
 
 def fleet_path(run: RunDir, stage: str) -> Path:

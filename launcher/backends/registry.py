@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 from launcher.backends.fleet_order import FleetOrder
@@ -11,10 +11,10 @@ from launcher.backends.request import LaunchRequest
 from launcher.errors import LauncherError, Problem
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
-from launcher.spec.cluster import ClusterSpec
+from launcher.spec.cluster import RENDERED, ClusterSpec
 from launcher.spec.job import JobSpec
 
-BACKENDS = {"local": "launcher.backends.local", "ssh": "launcher.backends.ssh"}
+BACKENDS = {name: f"launcher.backends.{name}" for name in ("local", "ssh", *RENDERED)}
 _HUB = "launcher.backends.hub"
 
 
@@ -45,6 +45,17 @@ class Fleets(Protocol):
     def fleet_order(self, job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder: ...
 
     def meet_order(self, cluster: ClusterSpec, machine: Machine, run: RunDir) -> FleetOrder: ...
+
+
+@runtime_checkable
+class Renders(Protocol):
+    """What a backend offers whose nodes come by themselves: the files that make somebody else start them."""
+
+    def fleet_order(self, job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder: ...
+
+    def rendered(self, job: JobSpec, plan: Plan, run: RunDir, sealed: Mapping[str, str]) -> dict[str, str]: ...
+
+    def next_step(self, job: JobSpec, run: RunDir) -> str: ...
 
 
 class Hub(Protocol):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # Every process of a run carries it in its environment, with the run folder's path: they are found by it, never by name.
 TOKEN = "LAUNCHER_RUN"
+# In manifests for Kubernetes, where a pod is told its own number and nothing of the others: how many, and node 0's name.
+NODES, MASTER = "LAUNCHER_NODES", "LAUNCHER_MASTER"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.errors import EXIT_RUN
@@ -77,6 +79,13 @@ def start(request: LaunchRequest, *, cwd: Path, log: Path, base_env: Mapping[str
 def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> Child:
     """Start a program that outlives this one."""
     return _start(argv, cwd=cwd, log=log, env=dict(os.environ))
+
+
+def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """The program instead of this one, as the same process. OSError as exec raises it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(argv[0], list(argv), dict(env))
 
 
 def _start(argv: Sequence[str], *, cwd: Path, log: Path, env: dict[str, str]) -> Child:

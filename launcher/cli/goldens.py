@@ -11,16 +11,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.backends.registry import Renders, load_backend
 from launcher.cli.docs import doc_texts
 from launcher.dsconfig.render import ds_config
-from launcher.plan.away import away_machine
+from launcher.plan.away import away_machine, coming_machine
 from launcher.plan.explain import plan_text
 from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
-from launcher.rundir.folder import write_atomic
+from launcher.rundir.folder import RunDir, write_atomic
+from launcher.spec.cluster import RENDERED
 from launcher.spec.job import JobSpec
 from launcher.spec.load import open_job
 from launcher.supervise.facts import find_shape
+from launcher.supervise.sealed import SEALED_FILES
 from launcher.units import GIB
 
 # Where a job names no GPU: a small machine with two CPU processes.
@@ -43,8 +46,10 @@ def golden_texts(root: Path) -> dict[str, str]:
 
 
 def machine_for(job: JobSpec) -> Machine:
-    """The GPUs that cluster.gpu names, else the small machine."""
+    """The nodes that come by themselves, the GPUs that cluster.gpu names, else the small machine."""
     cluster = job.cluster
+    if cluster.backend in RENDERED:
+        return coming_machine(cluster)
     return away_machine(cluster.gpu, slots=cluster.slots, nodes=cluster.nodes or 1) if cluster.gpu else SMALL_MACHINE
 
 
@@ -53,6 +58,7 @@ def _examples(root: Path) -> Iterator[tuple[str, str]]:
         loaded = open_job(path)
         plan = make_plan(loaded.job, machine=machine_for(loaded.job), shape=find_shape(loaded.job), places=loaded.places)
         yield from _configs(path.stem, loaded.job, plan)
+        yield from _rendered(path.stem, loaded.job, plan)
         yield f"tests/golden/plan/{path.stem}.txt", plan_text(plan, rejected=True) + "\n"
         yield f"tests/golden/plan/{path.stem}.json", _json(plan.as_dict())
 
@@ -60,6 +66,15 @@ def _examples(root: Path) -> Iterator[tuple[str, str]]:
 def _configs(example: str, job: JobSpec, plan: Plan) -> Iterator[tuple[str, str]]:
     for stage in plan.stages:
         yield f"ds_configs/{example}/{stage.name}.json", _json(ds_config(job, stage))
+
+
+def _rendered(example: str, job: JobSpec, plan: Plan) -> Iterator[tuple[str, str]]:
+    """What starts the nodes; what they take with them is named here and not shown."""
+    backend = load_backend(job.cluster.backend)
+    if isinstance(backend, Renders):
+        sealed = {path: f"{path} of the run folder\n" for path in SEALED_FILES}
+        for name, text in backend.rendered(job, plan, RunDir(Path("/somewhere/run-1")), sealed).items():
+            yield f"tests/golden/rendered/{example}/{name}", text
 
 
 def _json(value: dict[str, object]) -> str:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "let the trained model answer"),
     "export": ("export", "write the trained model as a plain Hugging Face folder"),
     "lint": ("lint", "find what DeepSpeed silently ignores in a config of yours"),
+    "node": ("node", "one node's part in a run that a scheduler starts on all of them"),
     "schema": ("schema", "print the JSON schema of the job file"),
 }
 

@@ -3,15 +3,19 @@
 agent                  on a host, at the end of a connection: takes one order from stdin
 keep FOLDER NAME       on a host, detached: keeps the ranks of one run
 fleet RUN STAGE        beside the controller: all hosts of one stage; ends as the stage ends
+gather RUN STAGE       the same on node 0 of nodes that a scheduler started, where nobody can log in to anybody
+join RUN STAGE         on every such node: finds its place among them and becomes DeepSpeed's launch.py
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
-from launcher.errors import EXIT_USAGE
+from launcher.errors import EXIT_USAGE, LauncherError
+from launcher.rundir.folder import RunDir, write_json
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +28,23 @@ def main(argv: list[str]) -> int:
             return int(importlib.import_module("launcher.hosts.keeper").keep(room))
         case ["fleet", run, stage]:
             return int(importlib.import_module("launcher.hosts.fleet").lead(Path(run), stage))
+        case ["gather", run, stage]:
+            return int(importlib.import_module("launcher.hosts.gather").gather(RunDir(Path(run)), stage))
+        case ["join", run, stage]:
+            return _join(RunDir(Path(run).resolve()), stage)
     sys.stderr.write(str(__doc__))
     return EXIT_USAGE
+
+
+def _join(run: RunDir, stage: str) -> int:
+    """The exit code where the node cannot take part; why is told in the stage's folder too, for whoever judges the stage."""
+    try:
+        return int(importlib.import_module("launcher.hosts.join").join(run, stage))
+    except LauncherError as error:
+        sys.stderr.write(error.text() + "\n")
+        told = {"t": time.time(), "problems": [problem.as_dict() for problem in error.problems]}
+        write_json(run.stage(stage).fleet_problem, told)
+        return error.exit_code
 
 
 if __name__ == "__main__":

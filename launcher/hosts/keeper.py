@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.backends.fleet_order import with_meeting
 from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, boot_id, end_processes, start
@@ -32,7 +32,6 @@ from launcher.hosts.words import Words
 from launcher.rundir.folder import TENDS, RunDir
 
 LOOK_S = 0.2
-MEETING = re.compile(r"\{(addr|port|node)\}")
 FIRST_WORD_S = 20.0  # from the keeper's start to its order
 GRACE_S = 5.0
 KILL_WAIT_S = 5.0
@@ -145,8 +144,7 @@ class Keeper:
         order = self.order
         if order is None or self.child is not None or self.stop_s is not None:
             return
-        values = {"addr": str(meeting["addr"]), "port": str(meeting["port"]), "node": str(order.node)}
-        argv = tuple(MEETING.sub(lambda found: values[found[1]], word) for word in order.argv)
+        argv = with_meeting(order.argv, node=order.node, addr=str(meeting["addr"]), port=int(str(meeting["port"])))
         env = {**order.env, TENDS: "1" if meeting.get("tends") else ""}
         request = LaunchRequest(stage="", argv=argv, env=tuple(sorted(env.items())), world=0)
         if self._disk != CONTROLLER:

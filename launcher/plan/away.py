@@ -6,6 +6,8 @@ said about it. `run` uses the machine as it is and refuses another GPU than the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launcher.errors import LauncherError, Problem
 from launcher.plan.gpus import GPUS, Gpu, fp32_ratios, gpu_named
 from launcher.plan.legality.model import untrained
@@ -39,6 +41,31 @@ def away_machine(gpu: str | GpuSpec, *, slots: int | None, nodes: int = 1) -> Ma
         fp16=True,
         devices=tuple(range(slots)),
         nodes=nodes,
+    )
+
+
+def coming_machine(cluster: ClusterSpec) -> Machine:
+    """Nodes that a scheduler starts with what `render` wrote: GPUs as named, else the cores and memory that pods ask for."""
+    pods = cluster.kubernetes
+    cores, memory_gib = (pods.cpus, pods.memory_gib) if pods else (None, None)
+    if cluster.gpu is not None:
+        found = away_machine(cluster.gpu, slots=cluster.slots, nodes=cluster.nodes or 1)
+        memory_bytes = memory_gib * GIB if memory_gib else found.host_memory_bytes
+        return replace(found, cores=cores or found.cores, host_memory_bytes=memory_bytes)
+    assert cores is not None, "spec: pods without a GPU tell their cores"
+    assert memory_gib is not None, "and their memory"
+    slots, host_bytes = cluster.slots or 1, memory_gib * GIB
+    return Machine(
+        device="cpu",
+        slots=slots,
+        gpu=None,
+        memory_bytes=host_bytes // slots,
+        host_memory_bytes=host_bytes,
+        disk_free_bytes=None,
+        cores=cores,
+        bf16=True,
+        fp16=False,
+        nodes=cluster.nodes or 1,
     )
 
 

@@ -159,6 +159,11 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
+    def nodes(self) -> Path:
+        """nodes/: what nodes that a scheduler started tell each other (see hosts/board.py)."""
+        return self.path / "nodes"
+
+    @property
     def base(self) -> Path:
         """base/: what prepare makes for the first stage: tokenizer/ and, for a new model, model/."""
         return self.path / "base"

@@ -39,3 +39,11 @@ _PLAIN = r"^[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+$"
 Text = Annotated[str, StringConstraints(pattern=_PLAIN, max_length=4096)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$", max_length=63)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=255)]
+# Nothing in it means anything to a shell, to YAML, or to Kubernetes, which fills `$(NAME)` in.
+PLAIN_PATH = r"^/[A-Za-z0-9_./+-]+$"
+PlainPath = Annotated[str, StringConstraints(pattern=PLAIN_PATH, max_length=1024)]
+IMAGE = (
+    r"^[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
+    r"(@sha256:[0-9a-f]{64})?$"
+)
+ImageName = Annotated[str, StringConstraints(pattern=IMAGE, max_length=512)]

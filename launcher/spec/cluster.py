@@ -8,21 +8,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from launcher.spec.base import Auto, Block, EnvName, Text
+from launcher.spec.base import Auto, Block, EnvName, PlainPath, Text
+from launcher.spec.cloud import CloudSpec
 from launcher.spec.gpu import WITHOUT_BF16, GpuSpec
 from launcher.spec.hostfile import HOST
+from launcher.spec.kubernetes import KubernetesSpec
+from launcher.spec.kubernetes import findings as kubernetes_findings
 from launcher.spec.places import FieldPath, Finding
 
 # A name, or an IPv4 address; what begins with a dash would be an option of ssh. IPv6 addresses stand in hostfiles.
 HostName = Annotated[str, StringConstraints(pattern=f"^{HOST}$")]
-# Part of the fixed command that ssh hands to a login shell: nothing in it may mean anything to a shell.
-PlainPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./+-]+$", max_length=1024)]
 
 
 class ClusterSpec(Block):
     """Where the job runs."""
 
-    backend: Literal["local", "ssh", "slurm", "kubernetes", "mpi"] = Field("local", description="how ranks are started")
+    backend: Literal["local", "ssh", "slurm", "kubernetes", "mpi", "skypilot", "dstack"] = Field(
+        "local", description="how ranks are started; kubernetes, skypilot and dstack: from what `launcher render` writes"
+    )
     hostfile: Text | None = Field(
         None, description="DeepSpeed hostfile, `host slots=8` a line; for ssh needed, for local only this machine"
     )
@@ -30,12 +33,14 @@ class ClusterSpec(Block):
     include: Text | None = Field(None, description="only these hosts and slots: `worker-1@worker-2:0,2`")
     exclude: Text | None = Field(None, description="not these hosts and slots: `worker-1:0`")
     python: PlainPath | None = Field(
-        None, description="Python on the hosts, of backend ssh; None: the path of the one that runs here"
+        None, description="Python on other hosts; None: over ssh the path of the one that runs here, in images python3"
     )
     ssh_config: Text | None = Field(None, description="OpenSSH client configuration for backend ssh; None: ~/.ssh/config")
     secrets: tuple[EnvName, ...] = Field(
         (), description="variables of this shell that ranks on other hosts get too; their values are in no file"
     )
+    kubernetes: KubernetesSpec | None = Field(None, description="pods, of backend kubernetes")
+    cloud: CloudSpec | None = Field(None, description="nodes that are rented, of backends skypilot and dstack")
     slots: Annotated[int | None, Auto] = Field(
         None, ge=1, le=1024, description="ranks on this machine; None: its GPUs, or one CPU process for each core, at most 2"
     )
@@ -91,8 +96,18 @@ def environment_is_harmless(cluster: ClusterSpec) -> Iterator[Finding]:
             yield Finding(code="E118", path=path, what=what, hint=hint)
 
 
+RENDERED = ("kubernetes", "skypilot", "dstack")  # their nodes come by themselves, with what `render` wrote
 _REMOTE = frozenset(("ssh",))
-_OF_REMOTE = ("hosts", "include", "exclude", "python", "ssh_config", "secrets")
+# Fields that not every backend has a use for.
+_MEANT_FOR: dict[str, tuple[str, ...]] = {
+    "hostfile": ("local", "ssh", "slurm", "mpi"),
+    **dict.fromkeys(("hosts", "include", "exclude"), ("ssh", "slurm", "mpi")),
+    "python": ("ssh", "slurm", "mpi", *RENDERED),
+    "ssh_config": ("ssh",),
+    "secrets": ("ssh", "slurm", "mpi", "skypilot", "dstack"),
+    "kubernetes": ("kubernetes",),
+    "cloud": ("skypilot", "dstack"),
+}
 
 
 def hosts_are_named(cluster: ClusterSpec) -> Iterator[Finding]:
@@ -113,17 +128,41 @@ def hosts_are_named(cluster: ClusterSpec) -> Iterator[Finding]:
         if host.lower() in (other.lower() for other in cluster.hosts[:index]):
             what = f"{host} stands twice"
             yield Finding(code="E109", path=("cluster", "hosts", index), what=what, hint="name each host once")
-    if cluster.backend == "local":
-        for name in _OF_REMOTE:
-            if getattr(cluster, name):
-                what = "has no effect: backend local starts ranks on this machine, with this Python and this environment"
-                also = (("cluster", "backend"),)
-                yield Finding(code="E115", path=("cluster", name), what=what, hint="remove it, or use backend: ssh", also=also)
+
+
+def fields_have_effect(cluster: ClusterSpec) -> Iterator[Finding]:
+    for name, backends in _MEANT_FOR.items():
+        if cluster.backend in backends or not getattr(cluster, name):
+            continue
+        what = f"has no effect with backend {cluster.backend}"
+        hint = f"remove it, or use backend: {backends[0]}"
+        if cluster.backend == "local":
+            what = "has no effect: backend local starts ranks on this machine, with this Python and this environment"
+        elif name == "secrets":
+            hint = "name their Secrets in cluster.kubernetes.secrets"
+        yield Finding(code="E115", path=("cluster", name), what=what, hint=hint, also=(("cluster", "backend"),))
+
+
+def nodes_that_come_are_told(cluster: ClusterSpec) -> Iterator[Finding]:
+    """What nodes are planned for from elsewhere has to be in the job: nobody can look at them."""
+    also: tuple[FieldPath, ...] = (("cluster", "backend"),)
+    block, example = ("kubernetes", "{image: …, claim: runs}") if cluster.backend == "kubernetes" else ("cloud", "{image: …}")
+    if cluster.backend in RENDERED and getattr(cluster, block) is None:
+        what = f"is missing: it tells the image that backend {cluster.backend} starts"
+        yield Finding(code="E107", path=("cluster", block), what=what, hint=f"add `{block}: {example}`", also=also)
+    if cluster.backend in RENDERED and cluster.gpu is None and block == "cloud":
+        what = f"is missing: backend {cluster.backend} rents nodes by their GPU"
+        hint = "add `gpu: h100-80gb` and `slots: 8`"
+        yield Finding(code="E107", path=("cluster", "gpu"), what=what, hint=hint, also=also)
+    if cluster.backend == "kubernetes" and cluster.kubernetes is not None:
+        yield from kubernetes_findings(cluster.kubernetes, has_gpu=cluster.gpu is not None)
 
 
 def secrets_are_told_once(cluster: ClusterSpec) -> Iterator[Finding]:
-    for index, name in enumerate(cluster.secrets):
-        path: FieldPath = ("cluster", "secrets", index)
+    names: list[tuple[FieldPath, str]] = [(("cluster", "secrets", index), name) for index, name in enumerate(cluster.secrets)]
+    if cluster.kubernetes is not None:
+        names += [(("cluster", "kubernetes", "secrets", name), name) for name in cluster.kubernetes.secrets]
+    for path, name in names:
         if name in cluster.env:
             also = (("cluster", "env", name),)
             yield Finding(code="E109", path=path, what=f"{name} is also in cluster.env", hint="keep one of the two", also=also)
@@ -132,6 +171,17 @@ def secrets_are_told_once(cluster: ClusterSpec) -> Iterator[Finding]:
             yield Finding(code="E118", path=path, what=what, hint="set it on the hosts if it is needed")
 
 
+RULES = (
+    one_count_of_slots,
+    numbers_of_a_gpu_agree,
+    environment_is_harmless,
+    hosts_are_named,
+    fields_have_effect,
+    nodes_that_come_are_told,
+    secrets_are_told_once,
+)
+
+
 def findings(cluster: ClusterSpec) -> Iterator[Finding]:
-    for rule in (one_count_of_slots, numbers_of_a_gpu_agree, environment_is_harmless, hosts_are_named, secrets_are_told_once):
+    for rule in RULES:
         yield from rule(cluster)

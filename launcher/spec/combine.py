@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
+from launcher.spec import cloud, kubernetes
 from launcher.spec.cluster import findings as cluster_findings
 from launcher.spec.data import PYTHON_DOCS, DataSource, DataSpec, Shape
 from launcher.spec.job import JobSpec
@@ -181,6 +182,10 @@ def kl_control_works(job: JobSpec, stage: Stage, at: FieldPath) -> Iterator[Find
 
 def cluster_holds(job: JobSpec) -> Iterator[Finding]:
     yield from cluster_findings(job.cluster)
+    if job.cluster.backend == "kubernetes":
+        yield from kubernetes.name_findings(job.name, nodes=job.cluster.nodes or 1)
+    if job.cluster.backend == "dstack":
+        yield from cloud.name_findings(job.name)
 
 
 FIELD_RULES: tuple[Callable[[JobSpec], Iterator[Finding]], ...] = (

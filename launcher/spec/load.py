@@ -37,6 +37,7 @@ _STAND_INS: dict[str, object] = {
     "heads": 1,
     "reward": "reward",
     "train": {},
+    "image": "image",
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import printable
+from launcher.spec.cluster import RENDERED
 from launcher.spec.data import PYTHON_DOCS
 from launcher.spec.places import FieldPath, Finding, value_at
 from launcher.spec.wording import listed, nearest, shown
@@ -33,19 +34,36 @@ def path_fields(raw: object) -> Iterator[FieldPath]:
 
 def resolve(raw: object, folder: Path) -> list[Finding]:
     """Make every local path in `raw` absolute, in place; a finding for each that cannot be used."""
-    findings = []
+    findings, shared = [], shared_folder(raw)
     for path in path_fields(raw):
         text = value_at(raw, path)
         if not isinstance(text, str) or not text or text == PYTHON_DOCS or printable(text) != text:
             continue  # absent, or for the schema to refuse
         local = local_path(text, folder, is_file=path[0] == "cluster")
-        problem = _unusable(path, text, local) if local else _no_hub_id(text)
+        if local and shared and path[0] != "cluster":
+            problem = None if local.is_relative_to(shared) else _not_shared(shared)
+        else:
+            problem = _unusable(path, text, local) if local else _no_hub_id(text)
         if problem:
             what, hint = problem
             findings.append(Finding(code="E114", path=path, what=f"{shown(text)} {what}", hint=hint))
         elif local:
             value_at(raw, path[:-1])[path[-1]] = str(local)  # type: ignore[index]
     return findings
+
+
+def shared_folder(raw: object) -> Path | None:
+    """The folder of nodes that come by themselves: what lies on it is not seen from here. None: paths are of this machine."""
+    backend = value_at(raw, ("cluster", "backend"))
+    if backend not in RENDERED:
+        return None
+    block = "kubernetes" if backend == "kubernetes" else "cloud"
+    runs = value_at(raw, ("cluster", block, "runs"))
+    return Path(runs if isinstance(runs, str) and runs.startswith("/") else "/runs")
+
+
+def _not_shared(shared: Path) -> tuple[str, str]:
+    return "is a path of this machine, which the nodes do not have", f"put it on their volume and write {shared}/…, or a hub id"
 
 
 def local_path(text: str, folder: Path, *, is_file: bool = False) -> Path | None:

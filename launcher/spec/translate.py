@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from launcher.spec import base, kubernetes
 from launcher.spec.fields import FOREIGN, block_at, field_at, homes_of, keys_of
 from launcher.spec.places import FieldPath, Finding, value_at
 from launcher.spec.wording import listed, nearest, shown
@@ -40,6 +41,16 @@ _NEEDED = {
     "dict_type": "a block of fields",
     "tuple_type": "a list",
     "list_type": "a list",
+}
+# Pattern -> what a text of it is, and one that works.
+_TEXTS = {
+    base.PLAIN_PATH: ("an absolute path of letters, digits and _./+-", "write it as `/runs`"),
+    base.IMAGE: ("an image's name", "write it as `registry.example.com/team/image:1.0`"),
+    kubernetes.OBJECT: ("a name of lower-case letters, digits, - and .", "Kubernetes names its objects so"),
+    kubernetes.LABEL: ("a name of lower-case letters, digits and -", "Kubernetes names its namespaces so"),
+    kubernetes.QUALIFIED: ("a name that Kubernetes takes", "write it as `example.com/name`"),
+    kubernetes.LABEL_VALUE: ("the value of a label: letters, digits, -, _ and .", "write what `kubectl get nodes -L` shows"),
+    kubernetes.SECRET_KEY: ("a key of a Secret: letters, digits, -, _ and .", "write what `kubectl describe secret` shows"),
 }
 _LIMITS = ("ge", "gt", "le", "lt")
 
@@ -196,6 +207,9 @@ def _bad_text(path: FieldPath, value: object, context: Mapping[str, Any], raw: o
     assert isinstance(value, str)
     if not value:
         return Finding(code="E106", path=path, what="is empty", hint="write a value or remove the line")
+    if context["pattern"] in _TEXTS:
+        meant, hint = _TEXTS[context["pattern"]]
+        return Finding(code="E106", path=path, what=f"{shown(value)} is not {meant}", hint=hint)
     if "A-Za-z_" in context["pattern"]:
         what = f"{shown(value)} is not a name of letters, digits and _"
         return Finding(code="E106", path=path, what=what, hint="environment variables are named like NCCL_DEBUG")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.backends.fleet_order import write_fleet_order
-from launcher.backends.registry import Fleets, load_backend
+from launcher.backends.registry import Fleets, Renders, load_backend
 from launcher.backends.request import LaunchRequest
 from launcher.dsconfig.order import stage_order
 from launcher.dsconfig.render import ds_config
@@ -21,6 +21,7 @@ from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_atomic, write_json
 from launcher.rundir.order import write_order
 from launcher.spec.job import JobSpec
+from launcher.supervise.sealed import PLANNED, sealed_texts
 
 DEFAULT_PORT = 29500
 _ID_HEX = 6
@@ -72,11 +73,17 @@ def _write(run: RunDir, planned: Planned) -> None:
     for stage in planned.plan.stages:
         write_json(run.ds_config(stage.name), ds_config(planned.job, stage))
         write_order(run.order(stage.name), stage_order(planned.job, planned.plan, stage.name))
-    if isinstance(backend, Fleets):
+    if isinstance(backend, Fleets | Renders):
         for stage in planned.plan.stages:
             write_fleet_order(run, backend.fleet_order(planned.job, planned.plan, run, stage.name))
-    write_atomic(run.rendered / "hostfile", backend.hostfile_text(planned.plan.machine))
-    write_atomic(run.rendered / "commands.sh", commands_text(run, planned))
+    if isinstance(backend, Renders):
+        sealed = sealed_texts(planned.job, planned.job_text, planned.plan)
+        write_atomic(run.path / PLANNED, sealed[PLANNED])
+        for name, text in backend.rendered(planned.job, planned.plan, run, sealed).items():
+            write_atomic(run.rendered / name, text)
+    else:
+        write_atomic(run.rendered / "hostfile", backend.hostfile_text(planned.plan.machine))
+        write_atomic(run.rendered / "commands.sh", commands_text(run, planned))
     # Last, because a folder with job.json is a run: before it, a crash leaves nothing that anybody takes for one.
     write_json(run.job_json, planned.job.model_dump(mode="json", by_alias=True))
 

@@ -16,7 +16,7 @@ from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
 from launcher.plan.shape import Config, ModelShape, is_known, shape_from_config, shape_of_new
 from launcher.rundir.folder import read_json
-from launcher.spec.cluster import ClusterSpec
+from launcher.spec.cluster import RENDERED, ClusterSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
 from launcher.supervise.blueprints import Unknown
@@ -58,15 +58,24 @@ def machine_here(
 ) -> Machine:
     """This machine, or the hosts of backend ssh as `remote` tells them, with the ranks that the cluster block asks for.
 
-    LauncherError E402, E403, E410, and those of `remote`. What a run has already written of its plan (`written_bytes`) counts
-    as free.
+    LauncherError E401, E402, E403, E410, and those of `remote`. What a run has already written of its plan (`written_bytes`)
+    counts as free.
     """
     if cluster.backend == "ssh":
         return remote(cluster)
+    if cluster.backend in RENDERED:
+        raise LauncherError(_not_from_here(cluster.backend))
     gpus = find_gpus(environ)
     asked = asked_slots(cluster, num_gpus=len(gpus))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes
     return _gpu_machine(gpus[:asked], disk_bytes) if gpus else _cpu_machine(asked, disk_bytes)
+
+
+def _not_from_here(backend: str) -> Problem:
+    what = f"ranks of backend {backend} are not started from here: its own commands start the nodes"
+    start = {"kubernetes": "kubectl apply", "skypilot": "sky jobs launch", "dstack": "dstack apply"}[backend]
+    hint = f"`launcher render JOB -o DIR` writes what `{start}` takes"
+    return Problem(code="E401", where="cluster.backend", what=what, hint=hint)
 
 
 def asked_slots(cluster: ClusterSpec, *, num_gpus: int) -> int:

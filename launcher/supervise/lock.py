@@ -68,6 +68,14 @@ def controlling(run: RunDir, *, refusal: Callable[[RunDir, Owner], Problem] | No
                 _file(run).unlink(missing_ok=True)
 
 
+def forget_other_hosts(run: RunDir) -> None:
+    """Where a scheduler starts one controller and no second one before the first has ended, a name of another host is stale."""
+    with _guard(run):
+        owner = find_owner(run)
+        if owner is not None and owner.host != socket.gethostname():
+            _file(run).unlink(missing_ok=True)
+
+
 @contextmanager
 def _guard(run: RunDir) -> Iterator[None]:
     handle = os.open(run.path / ".controller.guard", os.O_RDWR | os.O_CREAT, 0o600)

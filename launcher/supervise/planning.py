@@ -9,13 +9,14 @@ from typing import TypeVar, cast
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.plan.away import away_machine, named_gpu, refuse_other_machine, refuse_untrained
+from launcher.plan.away import away_machine, coming_machine, named_gpu, refuse_other_machine, refuse_untrained
 from launcher.plan.cost.price import Prices
 from launcher.plan.cost.rates import Rates, catalogue_rates
 from launcher.plan.gpus import GPUS, gpu_named
 from launcher.plan.make import check_plan, make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape
+from launcher.spec.cluster import RENDERED
 from launcher.spec.gpu import GpuSpec
 from launcher.spec.hosts import hosts_of
 from launcher.spec.job import JobSpec
@@ -39,7 +40,7 @@ class Finders:
 
 
 def plan_of(loaded: LoadedJob, *, runs_root: Path, unknown: Unknown | None = None, remote: Remote | None = None) -> Plan:
-    """The plan of every stage, on this machine or on the GPUs that cluster.gpu tells to plan for. Errors as in plan_here."""
+    """The plan of every stage, on this machine or on the GPUs or pods that the job tells. Errors as in plan_here."""
     return _made(loaded, _finders(loaded, runs_root, unknown, remote), runs_root, make_plan)
 
 
@@ -49,7 +50,9 @@ def check(loaded: LoadedJob, *, runs_root: Path) -> None:
 
 
 def _finders(loaded: LoadedJob, runs_root: Path, unknown: Unknown | None, remote: Remote | None) -> Finders:
-    cluster = loaded.job.cluster
+    cluster, shapes = loaded.job.cluster, unknown or kept_shapes(runs_root)
+    if cluster.backend in RENDERED:
+        return Finders(machine=lambda: coming_machine(cluster), shape=lambda: _trained_shape(loaded.job, shapes))
     if cluster.gpu is None:
         return _finders_here(loaded, runs_root, 0, unknown, remote)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
@@ -61,7 +64,7 @@ def _finders(loaded: LoadedJob, runs_root: Path, unknown: Unknown | None, remote
         slots = asked_slots(cluster, num_gpus=0) if counted else None
         return away_machine(gpu, slots=slots, nodes=cluster.nodes or 1)
 
-    return Finders(machine=machine, shape=lambda: find_shape(loaded.job, unknown or kept_shapes(runs_root)))
+    return Finders(machine=machine, shape=lambda: find_shape(loaded.job, shapes))
 
 
 def plan_here(
@@ -97,6 +100,12 @@ def _finders_here(
         return found
 
     return Finders(machine=machine, shape=shape)
+
+
+def _trained_shape(job: JobSpec, unknown: Unknown) -> ModelShape:
+    found = find_shape(job, unknown)
+    refuse_untrained(found)
+    return found
 
 
 def _made(loaded: LoadedJob, finders: Finders, runs_root: Path, make: Callable[..., Made]) -> Made:

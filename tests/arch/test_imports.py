@@ -48,7 +48,7 @@ def test_validate_loads_neither_torch_nor_anything_slow() -> None:
         ("validate", "--help"),
         *(
             (name, "--help")
-            for name in ("status", "logs", "stop", "resume", "report", "generate", "export", "lint", "init", "render")
+            for name in ("status", "logs", "stop", "resume", "report", "generate", "export", "lint", "init", "render", "node")
         ),
     ],
     ids=" ".join,

@@ -10,6 +10,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.rundir.order import read_order
+from launcher.spec.cluster import RENDERED
 from launcher.spec.load import load_job
 
 ROOT = Path(__file__).parents[2]
@@ -59,9 +60,13 @@ def test_every_example_is_rendered_whole(example: Path, capsys: pytest.CaptureFi
     told, job = answer_of(capsys, "render", example, "-o", tmp_path / "out"), load_job(example)
     rendered = tmp_path / "out" / "rendered"
     names = {f"rendered/{stage.stage_name}.{kind}.json" for stage in job.stages for kind in ("ds", "order")}
-    assert names | {"job.yaml", "job.json", "plan.json", "rendered/hostfile", "rendered/commands.sh"} <= set(told["files"])
-    lines = [line for line in (rendered / "commands.sh").read_text().splitlines() if "launcher.stages" in line]
-    assert len(lines) == 1 + len(job.stages)  # prepare, then each stage
+    names |= {"job.yaml", "job.json", "plan.json"}
+    if job.cluster.backend in RENDERED:
+        assert names | {"rendered/planned.json", "rendered/kubernetes/job.yaml"} <= set(told["files"])
+    else:
+        assert names | {"rendered/hostfile", "rendered/commands.sh"} <= set(told["files"])
+        lines = [line for line in (rendered / "commands.sh").read_text().splitlines() if "launcher.stages" in line]
+        assert len(lines) == 1 + len(job.stages)  # prepare, then each stage
     for stage in job.stages:
         assert '"auto"' not in (rendered / f"{stage.stage_name}.ds.json").read_text()
 

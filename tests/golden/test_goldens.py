@@ -13,6 +13,7 @@ from launcher.dsconfig.lint import is_warning, lint_config
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.yaml"))
 TEXTS = golden_texts(ROOT)
+FOLDERS = ("ds_configs", "tests/golden/plan", "tests/golden/rendered")
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
@@ -21,10 +22,8 @@ def test_the_golden_is_there_and_equal_to_the_last_byte(name):
 
 
 def test_there_is_no_golden_of_an_example_that_is_gone():
-    kept = {
-        str(path.relative_to(ROOT)) for folder in ("ds_configs", "tests/golden/plan") for path in (ROOT / folder).rglob("*.*")
-    }
-    assert kept == {name for name in TEXTS if name.startswith(("ds_configs/", "tests/golden/plan/"))}
+    kept = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
+    assert kept == {name for name in TEXTS if name.startswith(tuple(f"{folder}/" for folder in FOLDERS))}
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -162,7 +162,7 @@ def test_a_newline_cannot_get_into_a_request():
         open_job_text(JOB, file_name="job.yaml", folder=Path("."), overrides=['cluster.env.A="a\\nb"'])
 
 
-@pytest.mark.parametrize("name", ["slurm", "kubernetes", "mpi"])
+@pytest.mark.parametrize("name", ["slurm", "mpi"])
 def test_a_backend_that_is_not_built_is_refused_with_what_works(name):
     with pytest.raises(LauncherError) as caught:
         registry.load_backend(name)

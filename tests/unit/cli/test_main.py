@@ -17,6 +17,7 @@ from launcher import __version__
 from launcher.cli import main as cli
 from launcher.cli.main import COMMANDS, main, make_parser
 from launcher.errors import EXIT_CODES, LauncherError, Problem
+from launcher.hosts.place import SOURCES
 from tests.unit.spec.world import RIGHT
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny.yaml"
@@ -146,6 +147,36 @@ def test_validate_checks_the_plan_and_places_what_it_finds(job: Path, capsys: py
     assert "[E204]" in err
     assert main(["validate", str(job), "--set", "cluster.backend=slurm"]) == 4
     assert "--set cluster.backend [E401] cluster.backend: " in capsys.readouterr().err
+
+
+PODS = "{backend: kubernetes, kubernetes: {image: x, claim: runs, cpus: 2, memory_gib: 8}}"
+
+
+def test_nodes_that_come_by_themselves_are_rendered_and_not_run(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pods = ("--set", f"cluster={PODS}")
+    assert main(["validate", str(job), *pods]) == 0
+    capsys.readouterr()
+    assert main(["run", str(job), *pods, "--runs", str(tmp_path / "runs")]) == 4
+    assert "[E401]" in (err := capsys.readouterr().err)
+    assert "kubectl apply" in err
+    assert main(["render", str(job), *pods, "-o", str(tmp_path / "a b")]) == 2
+    assert "[E119]" in capsys.readouterr().err
+    assert main(["render", str(job), *pods, "-o", str(tmp_path / "run-1")]) == 0
+    out, err = capsys.readouterr()
+    assert f"{tmp_path}/run-1/rendered/kubernetes/job.yaml" in out.splitlines()
+    assert err == f"start it with: kubectl apply -f {tmp_path}/run-1/rendered/kubernetes\n"
+
+
+def test_a_node_says_who_told_it_its_place_or_that_nobody_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in SOURCES:
+        monkeypatch.delenv(source.node, raising=False)
+    assert main(["node", str(tmp_path / "run"), "--from", str(tmp_path)]) == 4
+    assert "[E440] nobody tells which node this is" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_validate_asks_no_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.errors import LauncherError
 from launcher.rundir.folder import RunDir, read_json, write_json
-from launcher.supervise.lock import controlling, find_owner, this_process
+from launcher.supervise.lock import controlling, find_owner, forget_other_hosts, this_process
 
 HOLD = """
 import sys
@@ -84,6 +84,14 @@ def test_a_lock_of_another_host_is_never_taken_over(run):
         pass
     assert "node-7" in caught.value.text()
     assert read_json(run.path / "controller.json")["host"] == "node-7"
+
+
+def test_where_a_scheduler_starts_one_controller_a_name_of_another_host_is_forgotten(run):
+    write_json(run.path / "controller.json", asdict(replace(this_process(), host="pod-0-of-before")))
+    forget_other_hosts(run)
+    with controlling(run):
+        forget_other_hosts(run)
+        assert find_owner(run) == this_process()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""`launcher node RUN --from DIR`: this node's part in a run whose nodes a scheduler starts, all with the same command.
+
+Kubernetes, SkyPilot and dstack start it from what `launcher render` wrote; `srun` can. Node 0 controls the run as
+`launcher run` does, the others follow it. All of them end with the exit code of the run.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from launcher.cli.common import add_json, say, show
+from launcher.cli.run import finish
+from launcher.errors import EXIT_BUG, LauncherError, Problem
+from launcher.hosts.board import leading, say_end
+from launcher.hosts.follow import follow
+from launcher.hosts.gpus import find_gpus
+from launcher.hosts.place import check_place, place_of
+from launcher.plan.plan import Machine
+from launcher.rundir.folder import RunDir
+from launcher.supervise.control import control
+from launcher.supervise.create import Planned
+from launcher.supervise.lock import forget_other_hosts
+from launcher.supervise.sealed import read_sealed
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, on a volume that all nodes share")
+    help_text = "what `launcher render` wrote, as this node has it"
+    parser.add_argument("--from", dest="source", metavar="DIR", type=Path, required=True, help=help_text)
+    add_json(parser)
+
+
+def run(args: Namespace) -> int:
+    folder, place = RunDir(Path(os.path.realpath(args.run))), place_of(os.environ)
+    job, job_text, plan = read_sealed(args.source)
+    check_place(place, planned=plan.machine.nodes)
+    _check_gpus(plan.machine, node=place.node)
+    say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
+    if place.node:
+        return follow(folder, place.node)
+    return _lead(folder, Planned(job=job, job_text=job_text, plan=plan), as_json=args.json)
+
+
+def _check_gpus(machine: Machine, *, node: int) -> None:
+    """LauncherError E402 where the node has fewer GPUs than ranks."""
+    found = len(find_gpus(os.environ)) if machine.device == "cuda" else machine.slots
+    if found < machine.slots:
+        what = f"{found} GPUs can be used here, the plan has {machine.slots} ranks on each node"
+        hint = "ask the scheduler for as many, and see that the image has the driver's libraries"
+        raise LauncherError(Problem(code="E402", where=f"node {node}", what=what, hint=hint))
+
+
+def _lead(folder: RunDir, planned: Planned, *, as_json: bool) -> int:
+    """Node 0, as a controller. The others end as it does, whatever ends it."""
+    code = EXIT_BUG
+    _make_folder(folder)
+    show(str(folder.path))
+    with leading(folder):
+        try:
+            forget_other_hosts(folder)  # a scheduler starts one node 0: what an earlier one held on another machine is free
+            code = finish(folder, control(folder, planned), as_json=as_json)
+        except LauncherError as error:
+            code = error.exit_code
+            raise
+        finally:
+            say_end(folder, nodes=planned.plan.machine.nodes, code=code)
+    return code
+
+
+def _make_folder(folder: RunDir) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.path.chmod(0o700)
+    except OSError as error:
+        hint = "see whether the volume is mounted there, and whether its files belong to this user"
+        what = f"the run folder cannot be made: {error.strerror}"
+        raise LauncherError(Problem(code="E404", where=str(folder.path), what=what, hint=hint)) from None

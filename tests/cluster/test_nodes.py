@@ -1,0 +1,161 @@
+"""Nodes that a scheduler starts, all with the one command that `launcher render` wrote: two hosts in the place of two pods.
+
+Nobody logs in to anybody. What pods share is the volume; here it is this machine's disk.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launcher
+from launcher.cli.main import main
+from launcher.rundir.artifact import find_damage
+from launcher.rundir.folder import RunDir, read_json
+from tests.cluster.world import Cluster
+
+WAIT_S = 400.0
+DATA = {"source": "python-docs", "max_tokens": 64, "limit": 200}
+STAGE = {"data": DATA, "eval_rows": 8, "steps": 4, "checkpoint_every": 2}
+JOB = {
+    "name": "pods",
+    "seed": 0,
+    "model": {
+        "new": {"family": "llama", "layers": 1, "hidden": 32, "heads": 2, "ffn": 64, "positions": 128},
+        "tokenizer": {"train": {"vocab": 512}},
+    },
+    "batch": {"global": 8},
+    "stages": [{**STAGE, "kind": "pretrain"}, {**STAGE, "kind": "sft"}],
+}
+
+
+@dataclass(slots=True)
+class Pods:
+    """What was rendered, and hosts that play pods: node1 is pod 0."""
+
+    cluster: Cluster
+    folder: Path
+    running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def render(self, **changes: object) -> None:
+        kubernetes = {"image": "none", "claim": "none", "runs": str(self.folder / "runs"), "cpus": 2, "memory_gib": 8}
+        block = {"backend": "kubernetes", "nodes": 2, "slots": 1, "kubernetes": kubernetes}
+        job = self.folder / "job.yaml"
+        job.write_text(json.dumps({**JOB, "cluster": block, **changes}))
+        assert main(["render", str(job), "-o", str(self.folder / "one")]) == 0
+
+    def start(self, pod: int, **environ: str) -> None:
+        """The container's command, with what Kubernetes and the manifest put into its environment."""
+        manifests = yaml.safe_load_all((self.folder / "one" / "rendered" / "kubernetes" / "job.yaml").read_text())
+        job = next(one for one in manifests if one["kind"] == "JobSet")["spec"]["replicatedJobs"][0]["template"]["spec"]
+        [container] = job["template"]["spec"]["containers"]
+        command = [str(self.folder / "one") if word == "/etc/launcher" else word for word in container["command"]]
+        env = {one["name"]: one["value"] for one in container["env"]}
+        env |= {"HOME": "/root", "LAUNCHER_MASTER": "node1", "JOB_COMPLETION_INDEX": str(pod), "CUDA_VISIBLE_DEVICES": ""}
+        root = Path(launcher.__file__).parent.parent
+        env |= {"PYTHONPATH": str(root), **environ}
+        argv = [sys.executable, *command[1:]]
+        where = f"node{pod + 1}"
+        pipe = subprocess.PIPE
+        self.running[pod] = self.cluster.start(where, argv, env=env, cwd=str(self.folder), stdout=pipe, stderr=pipe)
+
+    def end(self, pod: int) -> tuple[int, str]:
+        """Exit code, stderr."""
+        process = self.running.pop(pod)
+        _, err = process.communicate(timeout=WAIT_S)
+        return process.returncode, err
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.folder / "runs" / "pods" / "one")
+
+    def events(self, kind: str) -> list[dict]:
+        lines = self.run.events.read_text().splitlines() if self.run.events.exists() else []
+        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+    def wait_for(self, what: Callable[[], object]) -> None:
+        deadline_s = time.monotonic() + WAIT_S
+        while not what():
+            assert time.monotonic() < deadline_s
+            for pod, process in self.running.items():
+                assert process.poll() is None, (pod, process.communicate())
+            time.sleep(0.05)
+
+    def rank(self, pod: int) -> int:
+        """Its process, as the host numbers it."""
+        name, script = f"node{pod + 1}", f"grep -lsz -- RANK={pod} /proc/[0-9]*/environ | cut -d/ -f3"
+        for pid in self.cluster.out(name, ["sh", "-c", script]).split():
+            words = self.cluster.out(name, ["sh", "-c", f"tr '\\0' '\\n' < /proc/{pid}/cmdline || true"]).split("\n")
+            if "launcher.stages" in words and "deepspeed.launcher.launch" not in words:
+                return int(pid)
+        raise AssertionError("no rank")
+
+    def left(self) -> str:
+        script = "grep -lsz LAUNCHER_RUN= /proc/[0-9]*/environ || true"
+        return "".join(self.cluster.out(name, ["sh", "-c", script]) for name in self.cluster.nodes)
+
+
+@pytest.fixture
+def pods(tmp_path: Path, cluster: Cluster) -> Pods:
+    return Pods(cluster, tmp_path)
+
+
+def test_two_pods_train_the_chain_together(pods: Pods) -> None:
+    pods.render()
+    pods.start(1)
+    pods.start(0)
+    codes = {pod: pods.end(pod) for pod in (0, 1)}
+    assert [code for code, _ in codes.values()] == [0, 0], codes
+    for stage in ("pretrain", "sft"):
+        folder = pods.run.stage(stage)
+        assert [read_json(folder.done(rank))["world"] for rank in range(2)] == [2, 2]
+        assert find_damage(folder.artifact) == []
+    assert pods.left() == ""
+    pods.start(0)
+    pods.start(1)
+    assert [pods.end(pod)[0] for pod in (0, 1)] == [0, 0]
+    assert [event["stage"] for event in pods.events("stage.kept")] == ["pretrain", "sft"]
+
+
+def test_a_rank_that_dies_ends_all_pods_and_the_next_attempt_goes_on_from_a_checkpoint(pods: Pods) -> None:
+    pods.render(stages=[{**STAGE, "kind": "pretrain", "steps": 60, "checkpoint_every": 10}])
+    pods.start(0)
+    pods.start(1)
+    pods.wait_for(lambda: any(pods.run.stage("pretrain").checkpoints.glob("step*/manifest.json")))
+    pods.cluster.out("node2", ["kill", f"-{int(signal.SIGKILL)}", str(pods.rank(1))])
+    first, second = pods.end(0), pods.end(1)
+    assert (first[0], second[0]) == (5, 5)
+    assert "stage pretrain, rank 1 [E501] killed by SIGKILL" in first[1]
+    assert pods.left() == ""
+    pods.start(1)
+    pods.start(0)
+    assert [pods.end(pod)[0] for pod in (0, 1)] == [0, 0]
+    assert "resumed from step" in pods.run.stage("pretrain").rank_log(0).read_text()
+
+
+def test_a_pod_that_vanishes_is_named_and_the_others_end(pods: Pods) -> None:
+    pods.render(stages=[{**STAGE, "kind": "pretrain", "steps": 4000, "checkpoint_every": 10}])
+    pods.start(0)
+    pods.start(1)
+    pods.wait_for(lambda: any(pods.run.stage("pretrain").checkpoints.glob("step*/manifest.json")))
+    pods.cluster.crash("node2")
+    code, err = pods.end(0)
+    assert code == 5, err
+    assert "node 1 (node2) [E520]" in err
+
+
+def test_a_pod_too_many_is_refused(pods: Pods) -> None:
+    pods.render()
+    pods.start(0, LAUNCHER_NODES="3")
+    code, err = pods.end(0)
+    assert code == 4
+    assert "node 0 [E441] Kubernetes has started 3 nodes, the plan is for 2" in err

@@ -1,0 +1,198 @@
+"""Nodes that hear each other over a folder alone: who is meant by a call, who has fallen silent, who was started anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from launcher.backends.fleet_order import FleetOrder, write_fleet_order
+from launcher.errors import EXIT_STOPPED, LauncherError
+from launcher.hosts import board, follow, gather
+from launcher.hosts.board import Call, Card, Hearing
+from launcher.hosts.follow import Follower
+from launcher.hosts.gather import Gathering, Other
+from launcher.hosts.part import Asked
+from launcher.rundir.folder import RunDir, read_json
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+    at: dict[float, object] = field(default_factory=dict)  # what happens when
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        for when in [when for when in self.at if when <= self.now_s]:
+            self.at.pop(when)()  # type: ignore[operator]
+
+
+@dataclass
+class FakePart:
+    """A part that ends when it is told to, or with a code that is set."""
+
+    stage: str = ""
+    code: int | None = None
+    ended: bool = False
+
+    def look(self) -> int | None:
+        return self.code
+
+    def end(self) -> int:
+        self.ended = True
+        return -15 if self.code is None else self.code
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (board, follow, gather):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path)
+    write_fleet_order(run, FleetOrder(stage="sft", hosts=("node0", "node1"), slots=1, argv=("python3",), env={}, nodes=2))
+    return run
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[FakePart]:
+    """Every part that was begun."""
+    begun: list[FakePart] = []
+
+    def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int) -> FakePart:
+        begun.append(FakePart(stage))
+        return begun[-1]
+
+    for module in (follow, gather):
+        monkeypatch.setattr(module, "begin", begin)
+    return begun
+
+
+def leader(run: RunDir, beat: int) -> None:
+    board.write_card(run, Card(node=0, nonce="zero", host="node1", beat=beat))
+
+
+def test_a_call_to_somebody_else_is_none(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    """What an earlier attempt left in the folder: it names processes that are gone."""
+    board.write_call(run, Call(do="stage", nodes={"1": "gone"}, attempt="a", stage="sft"))
+    asked = Asked()
+    clock.at[1010.0] = lambda: setattr(asked, "to_end", True)
+    assert Follower(run=run, node=1, asked=asked, nonce="mine").follow() == EXIT_STOPPED
+    assert parts == []
+
+
+def test_a_node_takes_part_once_and_ends_with_the_code_of_node_0(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    me = {"1": "mine"}
+    board.write_call(run, Call(do="stage", nodes=me, attempt="a", stage="sft"))
+    clock.at[1005.0] = lambda: setattr(parts[0], "code", 0)
+    clock.at[1010.0] = lambda: board.write_call(run, Call(do="end", nodes=me, code=5))
+    assert Follower(run=run, node=1, asked=Asked(), nonce="mine").follow() == 5
+    assert [part.stage for part in parts] == ["sft"]
+    card = board.read_card(run, 1)
+    assert card is not None
+    assert (card.attempt, card.code) == ("a", 0)
+
+
+def test_a_silent_node_0_is_taken_for_dead_and_a_new_one_is_followed(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    me = {"1": "mine"}
+    leader(run, 1)
+    board.write_call(run, Call(do="stage", nodes=me, attempt="a", stage="sft"))
+    clock.at[1000.0 + board.SILENT_S + 10] = lambda: board.write_call(run, Call(do="stage", nodes=me, attempt="b", stage="sft"))
+    clock.at[1000.0 + board.SILENT_S + 20] = lambda: board.write_call(run, Call(do="end", nodes=me))
+    assert Follower(run=run, node=1, asked=Asked(), nonce="mine").follow() == 0
+    assert [part.ended for part in parts] == [True, True]
+
+
+def test_without_any_node_0_a_node_gives_up(run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "LEADER_WAIT_S", 120.0)
+    with pytest.raises(LauncherError, match=r"E520.*node 0 was not heard for 2 min"):
+        Follower(run=run, node=1, asked=Asked()).follow()
+
+
+def test_hearing_goes_by_what_changes_and_not_by_anybodys_clock(clock: Clock) -> None:
+    hearing = Hearing(heard_s=clock.now_s)
+    card = Card(node=1, nonce="n", host="h", beat=1)
+    hearing.hear(card)
+    clock.now_s += board.SILENT_S + 1
+    hearing.hear(card)
+    assert hearing.silent
+    hearing.hear(Card(node=1, nonce="n", host="h", beat=2))
+    assert not hearing.silent
+
+
+def gathering(run: RunDir) -> Gathering:
+    order = FleetOrder(stage="sft", hosts=("node0", "node1"), slots=1, argv=("python3",), env={}, nodes=2)
+    return Gathering(run=run, order=order, asked=Asked(), others=[Other(1)], attempt="a")
+
+
+def speak(run: RunDir, beat: int, *, nonce: str = "n", attempt: str = "", code: int | None = None) -> None:
+    board.write_card(run, Card(node=1, nonce=nonce, host="pod-1", beat=beat, attempt=attempt, code=code))
+
+
+def test_a_stage_is_begun_when_all_have_come_and_is_done_when_all_have_ended(
+    run: RunDir, clock: Clock, parts: list[FakePart]
+) -> None:
+    clock.at[1020.0] = lambda: speak(run, 1)
+    clock.at[1025.0] = lambda: speak(run, 2, attempt="a")
+    clock.at[1030.0] = lambda: setattr(parts[0], "code", 0)
+    clock.at[1035.0] = lambda: speak(run, 3, attempt="a", code=0)
+    assert gathering(run).gather() == 0
+    assert clock.now_s < 1040.0
+    call = board.read_call(run)
+    assert call is not None
+    assert (call.do, call.nodes) == ("stage", {"1": "n"})
+    assert read_json(run.stage("sft").hosts)["hosts"] == {"pod-1": "ended"}
+
+
+@pytest.mark.parametrize(
+    ("nonce", "said"), [("new", "was started anew in the middle of the stage"), ("n", "was silent for 120 s")]
+)
+def test_a_node_that_is_lost_ends_the_attempt_and_is_named(
+    run: RunDir, clock: Clock, parts: list[FakePart], nonce: str, said: str
+) -> None:
+    speak(run, 1)
+    if nonce == "new":
+        clock.at[1010.0] = lambda: speak(run, 1, nonce=nonce)
+    assert gathering(run).gather() == 5
+    [problem] = read_json(run.stage("sft").fleet_problem)["problems"]  # type: ignore[misc]
+    assert (problem["code"], problem["where"], problem["what"]) == ("E520", "node 1 (pod-1)", said)
+    assert parts[0].ended
+    call = board.read_call(run)
+    assert call is not None
+    assert call.do == "stop"
+
+
+def test_a_part_that_fails_elsewhere_ends_this_one(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    speak(run, 1)
+    clock.at[1010.0] = lambda: speak(run, 2, attempt="a", code=247)
+    assert gathering(run).gather() == 247
+    assert parts[0].ended
+
+
+def test_who_never_comes_is_named(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    assert gathering(run).gather() == 5
+    [problem] = read_json(run.stage("sft").fleet_problem)["problems"]  # type: ignore[misc]
+    assert problem["what"] == "did not come within 30 min"
+    assert parts == []
+
+
+def test_a_stop_reaches_the_others(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    speak(run, 1)
+    one = gathering(run)
+    clock.at[1010.0] = lambda: setattr(one.asked, "to_end", True)
+    clock.at[1012.0] = lambda: speak(run, 2, attempt="a", code=-15)
+    assert one.gather() == 143
+    call = board.read_call(run)
+    assert call is not None
+    assert call.do == "stop"
