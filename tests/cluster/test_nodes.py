@@ -21,11 +21,14 @@ import launcher
 from launcher.cli.main import main
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.folder import RunDir, read_json
+from tests.cluster.needs import SLURM
+from tests.cluster.slurm import slurm
 from tests.cluster.world import Cluster
 
 WAIT_S = 400.0
 DATA = {"source": "python-docs", "max_tokens": 64, "limit": 200}
 STAGE = {"data": DATA, "eval_rows": 8, "steps": 4, "checkpoint_every": 2}
+HERE = {"HOME": "/root", "PYTHONPATH": str(Path(launcher.__file__).parent.parent), "CUDA_VISIBLE_DEVICES": ""}
 JOB = {
     "name": "pods",
     "seed": 0,
@@ -53,20 +56,23 @@ class Pods:
         job.write_text(json.dumps({**JOB, "cluster": block, **changes}))
         assert main(["render", str(job), "-o", str(self.folder / "one")]) == 0
 
-    def start(self, pod: int, **environ: str) -> None:
-        """The container's command, with what Kubernetes and the manifest put into its environment."""
+    def container(self) -> dict:
         manifests = yaml.safe_load_all((self.folder / "one" / "rendered" / "kubernetes" / "job.yaml").read_text())
         job = next(one for one in manifests if one["kind"] == "JobSet")["spec"]["replicatedJobs"][0]["template"]["spec"]
         [container] = job["template"]["spec"]["containers"]
-        command = [str(self.folder / "one") if word == "/etc/launcher" else word for word in container["command"]]
-        env = {one["name"]: one["value"] for one in container["env"]}
-        env |= {"HOME": "/root", "LAUNCHER_MASTER": "node1", "JOB_COMPLETION_INDEX": str(pod), "CUDA_VISIBLE_DEVICES": ""}
-        root = Path(launcher.__file__).parent.parent
-        env |= {"PYTHONPATH": str(root), **environ}
-        argv = [sys.executable, *command[1:]]
-        where = f"node{pod + 1}"
-        pipe = subprocess.PIPE
-        self.running[pod] = self.cluster.start(where, argv, env=env, cwd=str(self.folder), stdout=pipe, stderr=pipe)
+        return container
+
+    def command(self) -> list[str]:
+        """The container's, with this Python and what was rendered where it lies here."""
+        command = [str(self.folder / "one") if word == "/etc/launcher" else word for word in self.container()["command"]]
+        return [sys.executable, *command[1:]]
+
+    def start(self, pod: int, **environ: str) -> None:
+        """The container's command, with what Kubernetes and the manifest put into its environment."""
+        env = {one["name"]: one["value"] for one in self.container()["env"]}
+        env |= {**HERE, "LAUNCHER_MASTER": "node1", "JOB_COMPLETION_INDEX": str(pod), **environ}
+        where, pipe = f"node{pod + 1}", subprocess.PIPE
+        self.running[pod] = self.cluster.start(where, self.command(), env=env, cwd=str(self.folder), stdout=pipe, stderr=pipe)
 
     def end(self, pod: int) -> tuple[int, str]:
         """Exit code, stderr."""
@@ -159,3 +165,14 @@ def test_a_pod_too_many_is_refused(pods: Pods) -> None:
     code, err = pods.end(0)
     assert code == 4
     assert "node 0 [E441] Kubernetes has started 3 nodes, the plan is for 2" in err
+
+
+@pytest.mark.needs(*SLURM)
+def test_srun_starts_the_same_command_and_slurm_tells_the_places(pods: Pods) -> None:
+    pods.render(stages=[{**STAGE, "kind": "pretrain"}])
+    with slurm(pods.cluster):
+        argv = ["srun", "--nodes=2", "--ntasks-per-node=1", *pods.command()]
+        done = pods.cluster.run("node1", argv, env=HERE, cwd=str(pods.folder), timeout_s=WAIT_S)
+    assert done.returncode == 0, done.stderr
+    assert "node 1 of 2, told by SLURM; node 0 is node1" in done.stderr
+    assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
