@@ -191,8 +191,8 @@ _code(
 _code(
     "E202",
     title="offload to NVMe not usable",
-    when="Parameters are to go to NVMe, the optimizer below ZeRO 3, or nvme_path is missing, relative or without use.",
-    remedy="Offload the optimizer at ZeRO 3 with an absolute nvme_path, or offload to cpu.",
+    when="Below ZeRO 3; parameters in fp32, of ppo, 4-bit, small or beside hpz; nvme_path missing, relative or without use.",
+    remedy="Offload to NVMe at ZeRO 3, parameters in bf16, with an absolute nvme_path; or offload to cpu.",
 )
 _code(
     "E203",
@@ -512,8 +512,8 @@ _code(
 _code(
     "E415",
     title="NVMe folder not usable",
-    when="The folder of offload.nvme_path is not there on this machine, or cannot be written.",
-    remedy="Make it on a fast local disk, or name another one.",
+    when="The folder of offload.nvme_path is not there on this machine, cannot be written, or has too little room.",
+    remedy="Make it on a fast local disk with enough room, or name another one.",
 )
 
 _code(

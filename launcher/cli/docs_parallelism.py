@@ -77,6 +77,7 @@ _OFFLOADS: dict[str, Block] = {
     "parameters on the CPU": {"offload": {"parameters": "cpu"}},
     "optimizer on NVMe": {"offload": {"optimizer": "nvme", "nvme_path": "/local_nvme"}},
     "parameters on NVMe": {"offload": {"parameters": "nvme", "nvme_path": "/local_nvme"}},
+    "both on NVMe": {"offload": {"optimizer": "nvme", "parameters": "nvme", "nvme_path": "/local_nvme"}},
     "checkpoints on the CPU": {"checkpointing": "offload"},
     "hpZ 2": {"hpz": 2},
     "qwZ": {"quantized_weights": True},
@@ -120,7 +121,7 @@ quantized communication have not been run on a GPU.
 
 {by_offload}
 
-On CPU ranks nothing is offloaded to the CPU (E203) and nothing is quantized (E221); the optimizer on NVMe works there.
+On CPU ranks nothing is offloaded to the CPU (E203) and nothing is quantized (E221); offload to NVMe works there.
 
 ### Precision
 
@@ -148,7 +149,7 @@ def _refused(
 ) -> list[str]:
     """Codes of the rules that refuse this combination."""
     before = [_REWARD] if stage["kind"] == "ppo" else []
-    new = {"family": "llama", "layers": 4, "hidden": 64, "heads": 4, "ffn": 192, "positions": 512}
+    new = {"family": "llama", "layers": 4, "hidden": 4096, "heads": 4, "ffn": 12288, "positions": 512}
     text = {
         "name": "sample",
         "model": {"new": new, "tokenizer": {"train": {"vocab": VOCAB}}, **model},

@@ -10,7 +10,13 @@ from __future__ import annotations
 from launcher.plan.asked import Asked, parallel_of
 from launcher.plan.layout import sums_in_fp32
 from launcher.plan.plan import StagePlan
-from launcher.plan.states import LIVE_PARAMETERS, NVME_BUFFERS, SUB_GROUP_ELEMENTS, reduce_bucket_elements
+from launcher.plan.states import (
+    LIVE_PARAMETERS,
+    NVME_BUFFERS,
+    NVME_PARAMETER_BUFFERS,
+    SUB_GROUP_ELEMENTS,
+    reduce_bucket_elements,
+)
 from launcher.spec.job import JobSpec
 
 DsConfig = dict[str, object]
@@ -105,20 +111,30 @@ def _sub_group_elements(stage: StagePlan, asked: Asked) -> int:
 
 
 def _stage3(stage: StagePlan, asked: Asked) -> DsConfig:
+    swapped = stage.offload_parameters == "nvme"
     return {
         "overlap_comm": True,
-        "offload_param": _offload(stage.offload_parameters),
-        "stage3_prefetch_bucket_size": max(1, 9 * stage.hidden**2 // 10),
+        "offload_param": _offload(stage.offload_parameters) | (_parameters_on_nvme(stage, asked) if swapped else {}),
+        # what is read ahead from NVMe when a step begins stops with "already assigned swap buffer"
+        # (runtime/swap_tensor/partitioned_param_swapper.py:185)
+        "stage3_prefetch_bucket_size": 0 if swapped else max(1, 9 * stage.hidden**2 // 10),
         "stage3_param_persistence_threshold": 10 * stage.hidden,
         "stage3_model_persistence_threshold": WHOLE_MODEL,
         "stage3_max_live_parameters": LIVE_PARAMETERS,
-        "stage3_max_reuse_distance": LIVE_PARAMETERS,
+        # a weight that stays gathered for its next use keeps a buffer of NVMe, and they run out
+        "stage3_max_reuse_distance": 0 if swapped else LIVE_PARAMETERS,
         # for another program that runs with this file: without it DeepSpeed and the Trainer save no weights
         "stage3_gather_16bit_weights_on_model_save": True,
         "zero_hpz_partition_size": asked.hpz or 1,
         "zero_quantized_weights": asked.quantized_weights,
         "zero_quantized_gradients": asked.quantized_gradients,
     }
+
+
+def _parameters_on_nvme(stage: StagePlan, asked: Asked) -> DsConfig:
+    """Every part of a tensor fits a buffer. Without max_in_cpu the first 1e9 parameters would stay in host memory for good."""
+    buffers: DsConfig = {"buffer_count": NVME_PARAMETER_BUFFERS, "buffer_size": stage.largest_shard}
+    return {"nvme_path": asked.nvme_path, "max_in_cpu": 0} | buffers
 
 
 def _offload(place: str) -> DsConfig:

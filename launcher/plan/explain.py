@@ -75,6 +75,8 @@ def _stage_lines(stage: StagePlan) -> Iterator[str]:
     yield f"  memory  {', '.join(f'{name} {bytes_text(size)}' for name, size in parts)}"
     if stage.memory.host_peak_bytes:
         yield f"  host    {bytes_text(stage.memory.host_peak_bytes)} a rank"
+    if stage.memory.nvme_bytes:
+        yield f"  NVMe    {bytes_text(stage.memory.nvme_bytes)} a rank"
     if stage.memory.disk_bytes:
         yield f"  disk    {bytes_text(stage.memory.disk_bytes)} of checkpoints and artifact"
     if stage.time:

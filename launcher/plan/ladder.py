@@ -37,7 +37,7 @@ class Rung:
         words = [f"ZeRO-{self.zero}"]
         words += [_CHECKPOINTED[self.checkpointing]] if self.checkpointing != "none" else []
         words += [f"{name} on the CPU" for name, place in self._offloads() if place == "cpu"]
-        words += ["optimizer on NVMe"] if self.offload_optimizer == "nvme" else []
+        words += [f"{name} on NVMe" for name, place in self._offloads() if place == "nvme"]
         return ", ".join(words)
 
     @property
@@ -62,6 +62,11 @@ LADDER: tuple[Rung, ...] = (
     # Only where asked for: the plan does not know of a disk.
     *(Rung(zero=3, checkpointing=kept, offload_optimizer="nvme") for kept in ("none", "full")),
     *(Rung(zero=3, checkpointing=kept, offload_optimizer="nvme", offload_parameters="cpu") for kept in ("none", "full")),
+    *(
+        Rung(zero=3, checkpointing=kept, offload_optimizer=place, offload_parameters="nvme")
+        for place in ("none", "cpu", "nvme")
+        for kept in ("none", "full")
+    ),
 )
 
 
@@ -80,7 +85,8 @@ class Pinned:
     quantized_gradients: bool = False
 
     def allows(self, rung: Rung) -> bool:
-        if rung.offload_optimizer == "nvme" and self.offload_optimizer is None:
+        on_nvme = "nvme" in (rung.offload_optimizer, rung.offload_parameters)
+        if on_nvme and "nvme" not in (self.offload_optimizer, self.offload_parameters):
             return False
         pairs = (
             (self.zero, rung.zero),

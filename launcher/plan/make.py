@@ -26,6 +26,7 @@ from launcher.plan.search import Found, Short, fits_anywhere, search
 from launcher.plan.shape import ModelShape
 from launcher.plan.smallest_change import smallest_change
 from launcher.plan.spacing import spacing_of
+from launcher.plan.tensors import split_of
 from launcher.plan.told import cost_told, time_told
 from launcher.spec.job import JobSpec
 from launcher.spec.places import Finding, Places
@@ -130,6 +131,9 @@ def _stage_plan(spot: Spot, load: Load, found: Found, rates: Rates) -> StagePlan
         pareto=found.front,
         judged=found.judged,
         hidden=spot.shape.hidden,
+        largest_shard=split_of(
+            load.shape, load.kind, load.adapter, stage=0, tp=ground.tp, pp=ground.pp, ranks=ground.shards
+        ).largest_shard,
         time_scale=scale.time,
         memory_scale=scale.memory,
     )

@@ -31,7 +31,9 @@ from launcher.plan.states import (
     ADAM_MOMENT_BYTES,
     MASTER_BYTES,
     frozen_parameters,
+    nvme_bytes,
     offloaded_bytes,
+    parameters_by_nvme,
     reduce_parts,
     state_parts,
     states_at_loss,
@@ -74,6 +76,7 @@ def memory_of(load: Load, layout: Layout, *, limit_bytes: int, scale: float = 1.
         parts=parts,
         host_peak_bytes=round(max(_host_bytes(load, layout, held) for held in ranks)),
         disk_bytes=None,
+        nvme_bytes=round(max(held.on_nvme for held in ranks)),
     )
 
 
@@ -102,6 +105,7 @@ class Held:
     at_step: Moment
     reduced: dict[str, float]
     offloaded: float  # on the host
+    on_nvme: float
     loading: float
 
 
@@ -125,6 +129,7 @@ def _held_of_rank(load: Load, layout: Layout, share: Share) -> Held:
         at_step=_moment(states_at_step(load, layout, share) | step_parts(load, layout, share)),
         reduced=reduce_parts(load, layout, share),
         offloaded=_offloaded_bytes(load, layout, share),
+        on_nvme=nvme_bytes(load, layout, share),
         loading=loading_bytes(layout, share),
     )
 
@@ -193,21 +198,24 @@ def _host_bytes(load: Load, layout: Layout, held: Held) -> float:
     if not layout.cuda:
         return 0.0
     kept = block_inputs_bytes(load, layout, held.share) if layout.checkpointing == "offload" else 0.0
-    return CPU_FIXED_BYTES + max(held.offloaded + kept + _merged_bytes(load, layout), held.loading)
+    buffers = held.offloaded if layout.offload_parameters == "nvme" else 0.0  # weights pass them on their way to the disk
+    return CPU_FIXED_BYTES + max(held.offloaded + kept + _merged_bytes(load, layout), buffers + held.loading)
 
 
 def _offloaded_bytes(load: Load, layout: Layout, share: Share) -> float:
     """States that rest on the host."""
     weights = weight_bytes(load, layout, share) + BYTES[layout.precision] * (load.num_critic + frozen_parameters(load))
     held = weights / layout.shards if layout.offload_parameters == "cpu" else 0.0
-    return held + offloaded_bytes(load, layout, share)
+    return held + sum(parameters_by_nvme(load, layout, share).values()) + offloaded_bytes(load, layout, share)
 
 
 def loading_bytes(layout: Layout, share: Share) -> float:
     """Weights in host memory before they reach the device: this rank's part, which is the whole model without any degree.
 
-    Tensor and pipeline ranks read their part into place; ZeRO 3 reads a module whole and keeps its shard.
+    Tensor and pipeline ranks read their part into place; ZeRO 3 reads a module whole and keeps its shard, or writes it to NVMe.
     """
+    if layout.offload_parameters == "nvme":
+        return _module_bytes(layout, share)
     weights = BYTES[layout.precision] * share.num_params / layout.parameter_shards
     return weights * (SHARD_WASTE if layout.zero == 3 else 1) + _module_bytes(layout, share)
 

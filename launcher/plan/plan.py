@@ -63,6 +63,7 @@ class Memory:
     parts: dict[str, int]
     host_peak_bytes: int | None
     disk_bytes: int | None
+    nvme_bytes: int = 0  # of one rank's swap files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ class StagePlan:
     num_params: int
     num_trainable: int
     hidden: int  # width of the model: sizes DeepSpeed's buckets
+    largest_shard: int  # elements of the largest tensor's part under ZeRO 3: sizes its buffers for parameters on NVMe
     memory: Memory
     time: Time | None = None
     cost: Cost | None = None
@@ -189,6 +191,7 @@ def _stage_dict(stage: StagePlan) -> dict[str, object]:
             "parts": stage.memory.parts,
             "host_peak_bytes": stage.memory.host_peak_bytes,
             "disk_bytes": stage.memory.disk_bytes,
+            "nvme_bytes": stage.memory.nvme_bytes,
         },
         "time": asdict(stage.time) if stage.time else dict.fromkeys(one.name for one in fields(Time)),
         "cost": asdict(stage.cost) if stage.cost else dict.fromkeys(one.name for one in fields(Cost)),

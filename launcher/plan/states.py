@@ -23,6 +23,8 @@ SUB_GROUP_ELEMENTS = 1_000_000_000  # sub_group_size: ZeRO 3 steps through so ma
 ALLREDUCE_ELEMENTS = 500_000_000  # gradients that DeepSpeed's engine joins for one all-reduce (engine.py)
 FP64_BYTES = 8
 NVME_BUFFERS = 4  # buffers of one sub-group each, fp32: parameter, gradient and two moments
+# Buffers of one tensor's part each, for parameters on NVMe: tensors are gathered one after the other, as modules need them.
+NVME_PARAMETER_BUFFERS = 5
 
 
 def trained_parameters(load: Load, share: Share) -> int:
@@ -55,7 +57,7 @@ def frozen_parameters(load: Load) -> int:
 def state_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
     """What a rank holds when the last backward pass of a step has ended, exact to the tensor."""
     size, split, shards = BYTES[layout.precision], _split(load, layout, share), layout.shards
-    on_device = 0 if layout.offload_parameters == "cpu" else 1
+    on_device = 1 if layout.offload_parameters == "none" else 0
     critic = size * _critic_weights(load) / layout.parameter_shards
     parts = {
         "parameters": on_device * (_weight_bytes_held(load, layout, split) + critic),
@@ -69,12 +71,15 @@ def state_parts(load: Load, layout: Layout, share: Share) -> dict[str, float]:
         parts["offload_buffer"] = size * split.largest  # temp_grad_buffer_for_gpu_offload
     if layout.zero == 3 and shards > 1:
         parts["persistent_parameters"] = size * split.persistent
-        live = min(LIVE_PARAMETERS, share.num_params)
-        parts["live_parameters"] = size * min(live, LIVE_SHARE * LIVE_PARAMETERS)
+        live = min(LIVE_SHARE * LIVE_PARAMETERS, share.num_params)
+        # dsconfig keeps none gathered for its next use where parameters come from NVMe
+        parts["live_parameters"] = size * (share.num_module if layout.offload_parameters == "nvme" else live)
     if layout.hpz > 1:
         parts["secondary_parameters"] = (weight_bytes(load, layout, share) + size * _critic_weights(load)) / layout.hpz
-    if layout.offload_optimizer == "nvme" and not layout.cuda:
-        parts["swap_buffers"] = swap_bytes(trained_parameters(load, share), layout)
+    if not layout.cuda:
+        parts |= parameters_by_nvme(load, layout, share)
+        if layout.offload_optimizer == "nvme":
+            parts["swap_buffers"] = parts.get("swap_buffers", 0.0) + swap_bytes(trained_parameters(load, share), layout)
     return parts
 
 
@@ -177,6 +182,26 @@ def offloaded_bytes(load: Load, layout: Layout, share: Share) -> float:
 def swap_bytes(trained: int, layout: Layout) -> float:
     """Host memory that passes an optimizer on NVMe through, one sub-group at a time."""
     return NVME_BUFFERS * 4 * min(SUB_GROUP_ELEMENTS, trained / layout.shards)
+
+
+def parameters_by_nvme(load: Load, layout: Layout, share: Share) -> dict[str, float]:
+    """Host memory of parameters on NVMe: buffers, and parts of tensors that are too small for the disk. Empty elsewhere.
+
+    They pass one tensor at a time, and a step writes a sub-group of them (zero/stage3.py: reserve_partitioned_swap_space).
+    """
+    if layout.offload_parameters != "nvme":
+        return {}
+    size, split = BYTES[layout.precision], _split(load, layout, share)
+    written = min(SUB_GROUP_ELEMENTS, trained_parameters(load, share) / layout.shards)
+    buffers = size * (NVME_PARAMETER_BUFFERS * split.largest_shard + written)
+    return {"swap_buffers": buffers, "parameters": size * (split.shards + split.frozen_shards - split.swapped)}
+
+
+def nvme_bytes(load: Load, layout: Layout, share: Share) -> float:
+    """Swap files of one rank: masters, moments and gradients in fp32 of what is trained; parameters in 16 bit."""
+    optimizer = OFFLOADED_BYTES * trained_parameters(load, share) / layout.shards
+    parameters = BYTES[layout.precision] * _split(load, layout, share).swapped
+    return (layout.offload_optimizer == "nvme") * optimizer + (layout.offload_parameters == "nvme") * parameters
 
 
 def states_at_loss(load: Load, layout: Layout, share: Share) -> dict[str, float]:

@@ -18,6 +18,7 @@ from launcher.plan.share import Share, shares_of
 from launcher.spec.model import Lora
 
 PERSISTENT_WIDTHS = 10  # stage3_param_persistence_threshold / hidden (dsconfig/render.py)
+SWAPPED_ELEMENTS = 2**19  # of a tensor's part on NVMe: 1 MiB in 16 bit, below it stays in memory (swap_tensor/utils.py)
 NCCL_ALIGNMENT = 2  # elements (stage_1_and_2.py, bf16_optimizer.py: nccl_start_alignment_factor)
 # Matrices of a block before which its norms stand in the model's order; elsewhere they are last.
 _NORMS_AT: dict[str, tuple[int, ...]] = {"gpt2": (0, 2), "opt": (4, 6), "gpt_neox": (0, 0)}
@@ -52,12 +53,15 @@ class Split:
     frozen_shards: int
     persistent: int  # ZeRO 3: of small tensors, gathered beside their shards all the time
     largest: int  # one tensor that is trained
+    swapped: int  # ZeRO 3: of all shards, what a disk takes where parameters rest on one
+    largest_shard: int  # ZeRO 3: of one tensor
 
 
 @lru_cache(maxsize=4096)
 def split_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int, tp: int, pp: int, ranks: int) -> Split:
     """Of the fullest tensor rank of a pipeline stage whose states ZeRO splits over `ranks`."""
     tensors = tensors_of(shape, kind, adapter, stage=stage, tp=tp, pp=pp)
+    parts = [-(-size // ranks) for size in tensors.trained + tensors.frozen]
     return Split(
         trained=sum(tensors.trained),
         frozen=sum(tensors.frozen),
@@ -67,6 +71,8 @@ def split_of(shape: ModelShape, kind: str, adapter: Lora | None, *, stage: int, 
         frozen_shards=sum(-(-size // ranks) for size in tensors.frozen),
         persistent=sum(size for size in tensors.trained + tensors.frozen if size <= PERSISTENT_WIDTHS * shape.hidden),
         largest=max(tensors.trained),
+        swapped=sum(part for part in parts if part >= SWAPPED_ELEMENTS),
+        largest_shard=max(parts),
     )
 
 

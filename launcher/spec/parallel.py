@@ -15,7 +15,7 @@ class Offload(Block):
     """Where optimizer states and parameters rest between their uses."""
 
     optimizer: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 1 or higher; nvme needs 3")
-    parameters: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 3")
+    parameters: Literal["none", "cpu", "nvme"] = Field("none", description="needs ZeRO 3; nvme needs bf16 too")
     nvme_path: Text | None = Field(None, description="folder on a local NVMe disk, the same on every node; nvme needs it")
     ratio: float | None = Field(
         None, gt=0, le=1, description="share of the optimizer's work on the CPU (twin flow), ZeRO 3; None: all of it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
 from launcher.hosts.fitness import RANK_PACKAGES, memory_problems
 from launcher.hosts.gpus import find_gpus
-from launcher.hosts.machine import free_memory_bytes
+from launcher.hosts.machine import free_memory_bytes, used_bytes
 from launcher.hosts.needs import planned_needs
 from launcher.hosts.symptom import Symptom
 from launcher.plan.asked import parallel_of
@@ -26,6 +27,7 @@ from launcher.rundir.folder import RunDir, write_json
 from launcher.spec.job import JobSpec
 from launcher.supervise.doctor import check_hosts_for, is_remote
 from launcher.supervise.packages import missing_package, version
+from launcher.units import bytes_text
 
 PACKAGES = RANK_PACKAGES
 
@@ -83,13 +85,23 @@ def _refusal_to_write(folder: Path) -> str | None:
 
 def _nvme_problems(job: JobSpec, plan: Plan) -> list[Problem]:
     """A folder that is not there DeepSpeed makes itself: where the disk is not mounted, on another one."""
-    on_nvme = [stage for stage in job.stages if plan.stage(stage.stage_name).offload_optimizer == "nvme"]
+    needed: dict[str, int] = {}  # bytes of this host's ranks, in the stage that takes the most
+    for stage in job.stages:
+        path, per_rank = parallel_of(job, stage).nvme_path, plan.stage(stage.stage_name).memory.nvme_bytes
+        if path is not None:
+            needed[path] = max(needed.get(path, 0), plan.machine.slots * per_rank)
     problems = []
-    for path in dict.fromkeys(parallel_of(job, stage).nvme_path or "" for stage in on_nvme):
-        what = _refusal_to_write(Path(path))
+    for path, need in needed.items():
+        what = _refusal_to_write(Path(path)) or _lack_of_room(Path(path), need)
         hint = f"make it on a fast local disk (mkdir -p {shlex.quote(path)}), or name another one in offload.nvme_path"
         problems += [Problem(code="E415", where=path, what=what, hint=hint)] if what else []
     return problems
+
+
+def _lack_of_room(folder: Path, need: int) -> str | None:
+    """What swap files lack; those of a run before are written over. None: there is room."""
+    there = shutil.disk_usage(folder).free + used_bytes(folder / "zero_stage_3")
+    return None if need <= there else f"takes {bytes_text(there)}, swap files need {bytes_text(need)}"
 
 
 def package_problems(*more: str) -> list[Problem]:

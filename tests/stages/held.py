@@ -329,5 +329,6 @@ def _stage_plan(case: Case, shape: ModelShape) -> StagePlan:
         num_params=load.num_params,
         num_trainable=load.num_trainable,
         hidden=shape.hidden,
+        largest_shard=load.num_params,
         memory=memory,
     )

@@ -228,6 +228,7 @@ def _stage_plan(
         max_tokens=32,
         checkpoint_every=0,
         hidden=HIDDEN,
+        largest_shard=2**20,
         num_params=20_000,
         num_trainable=20_000,
         memory=memory,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -21,16 +22,20 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.stages.harness import run_ranks
+from tests.stages.test_offload import skip_unless_built
 from tests.stages.traps.tiny import (
+    BF16,
     CLOSE,
     ROWS,
     TOKENS,
+    WIDE,
     ds_config,
     initialize,
     loss_error,
     make_batches,
     make_model,
     meet,
+    on_a_disk,
     train_alone,
     train_engine,
 )
@@ -157,12 +162,12 @@ def test_sequence_parallelism_is_refused_in_a_pipeline_and_beside_tensor_paralle
     assert refused(said(_ulysses_beside_tensor), "Data inconsistency within the TP group")
 
 
-def _four_bit(sections, **more):
+def _four_bit(sections, sizes=MappingProxyType({"hidden_size": 64, "intermediate_size": 64}), **more):
     """A model whose blocks' matrices are packed, with an adapter; the difference of its logits to those before the engine."""
     import bitsandbytes
 
     meet()
-    model = make_model(hidden_size=64, intermediate_size=64)
+    model = make_model(**sizes)
     for name, linear in [(name, one) for name, one in model.model.layers.named_modules() if isinstance(one, nn.Linear)]:
         packed = bitsandbytes.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, quant_type="nf4")
         packed.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
@@ -226,6 +231,56 @@ def _nvme_without_a_path():
 
 def test_nvme_without_a_path_ends_in_a_type_error():
     assert refused(said(_nvme_without_a_path), "TypeError: expected str, bytes or os.PathLike object")
+
+
+def _files_of(engine):
+    """Whether each swap file of this engine's parameters is there."""
+    swapped = [weight for weight in engine.module.parameters() if weight.ds_tensor.final_location == "nvme"]
+    return [Path(weight.nvme_swapper.get_path(weight)).exists() for weight in swapped]
+
+
+def _two_engines(section):
+    """Files of the first engine's parameters, before and after the second begins."""
+    engine = initialize(make_model(**WIDE), ds_config(3, zero_section=section, **BF16))
+    before = _files_of(engine)
+    initialize(make_model(**WIDE), ds_config(3, zero_section=section, **BF16))
+    return before, _files_of(engine)
+
+
+def test_a_second_engine_empties_the_folder_of_the_first_ones_parameters(tmp_path):
+    skip_unless_built("async_io")
+    for before, after in run_ranks(_two_engines, on_a_disk(tmp_path), world=2):
+        assert (len(before), all(before), any(after)) == (10, True, False)
+
+
+def test_small_parameters_never_go_to_the_disk(tmp_path):
+    skip_unless_built("async_io")
+
+    def files_of_a_small_model():
+        return _files_of(initialize(make_model(), ds_config(3, zero_section=on_a_disk(tmp_path), **BF16)))
+
+    assert run_ranks(files_of_a_small_model, world=2) == [[], []]
+
+
+def _secondary_partition_on(section):
+    initialize(make_model(**WIDE), ds_config(3, zero_section=section | {"zero_hpz_partition_size": 2}, **BF16))
+
+
+def test_a_secondary_partition_of_parameters_on_a_disk_has_no_place(tmp_path):
+    skip_unless_built("async_io")
+    assert refused(said(_secondary_partition_on, on_a_disk(tmp_path)), "device type at start of device string: nvme")
+
+
+def test_packed_weights_do_not_come_back_from_a_disk(tmp_path):
+    """Matrices of 2 M bytes: each byte comes back as two of bf16."""
+    skip_unless_built("async_io")
+    sizes = {"hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 1}
+    in_memory, on_disk = (
+        said(partial(_four_bit, {"zero_optimization": {"stage": 3, **section}, **BF16}, sizes=sizes))
+        for section in ({}, on_a_disk(tmp_path))
+    )
+    assert in_memory == ["", ""]
+    assert refused(on_disk, "shape '[2048, 1024]' is invalid for input of size 4194304")
 
 
 def _ratio(zero, device):

@@ -149,9 +149,13 @@ def _offload_seconds(load: Load, layout: Layout, work: Work, speeds: Speeds, *, 
         seconds += away * moved / pcie + max(away * adam, device_adam_s)
     if layout.offload_optimizer == "nvme":
         seconds += 2 * 16 * owned * speeds.host_ranks / (constants.nvme_gbs * 1e9)
-    if layout.offload_parameters == "cpu":
-        whole = max(one.num_params for one in _shares(load, layout))
-        seconds += work.micro_batches * 2 * size * whole / layout.shards / pcie
+    if layout.offload_parameters != "none":
+        held = size * max(one.num_params for one in _shares(load, layout)) / layout.shards
+        seconds += work.micro_batches * 2 * held / pcie
+    if layout.offload_parameters == "nvme":
+        # each pass reads them, and recomputing once more; a step writes what is trained
+        reads = work.micro_batches * (2 if layout.checkpointing == "none" else 3)
+        seconds += (reads * held + size * owned) * speeds.host_ranks / (constants.nvme_gbs * 1e9)
     if layout.checkpointing == "offload":
         kept = max(one.layers for one in _shares(load, layout)) * hidden_bytes(load, layout)
         seconds += work.micro_batches * 2 * kept / pcie

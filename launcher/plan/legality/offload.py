@@ -4,16 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.plan.asked import is_quantized, precision_of
+from launcher.plan.layout import BYTES
 from launcher.plan.legality.rule import Refusal, Rule, Spot
+from launcher.plan.tensors import split_of
 from launcher.spec.stages import Ppo
+from launcher.units import bytes_text
 
-_NVME_WEIGHTS = "DeepSpeed's swapper fails, in fp32 on its 16-bit buffers, in 16 bit on buffers that are assigned already"
+
+def _in_memory(spot: Spot) -> str:
+    """Where parameters can rest instead of on NVMe."""
+    return "parameters: none" if spot.case.cpu or spot.asked.pipeline > 1 else "parameters: cpu"
 
 
-def nvme_holds_no_parameters(spot: Spot) -> Iterator[Refusal]:
-    if spot.asked.parameters == "nvme":
-        hint = "use parameters: none" if spot.case.cpu or spot.asked.pipeline > 1 else "use parameters: cpu"
-        yield Refusal(path=spot.parallel("offload", "parameters"), what=f"nvme: {_NVME_WEIGHTS}", hint=hint)
+def parameters_on_nvme_have_zero_3(spot: Spot) -> Iterator[Refusal]:
+    asked, zero, path = spot.asked, spot.asked.settled_zero, spot.parallel("offload", "parameters")
+    if asked.parameters != "nvme" or zero in (None, 3):
+        return
+    if asked.pipeline > 1:
+        what = f"nvme with pipeline {asked.pipeline}: a pipeline runs at ZeRO 1, where DeepSpeed ignores it"
+        yield Refusal(path=path, what=what, hint=f"use {_in_memory(spot)}")
+    else:
+        what = f"nvme with parallel.zero {zero}: DeepSpeed would ignore it without a word"
+        yield Refusal(path=path, what=what, hint=f"use zero: 3, or {_in_memory(spot)}")
+
+
+def parameters_on_nvme_are_bf16(spot: Spot) -> Iterator[Refusal]:
+    precision = precision_of(spot.job, spot.stage, spot.case.machine)
+    if spot.asked.parameters == "nvme" and precision != "bf16":
+        what = f"nvme in {precision}: only bf16 was seen to come back from a disk as it was"
+        hint = f"use precision: bf16, or {_in_memory(spot)}" if spot.case.machine.bf16 else f"use {_in_memory(spot)}"
+        yield Refusal(path=spot.parallel("offload", "parameters"), what=what, hint=hint)
+
+
+def parameters_on_nvme_are_of_one_engine(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.parameters == "nvme" and isinstance(spot.stage, Ppo):
+        what = f"nvme in stage {spot.stage.stage_name}: each of ppo's engines empties the folder of those before it"
+        yield Refusal(path=spot.parallel("offload", "parameters"), what=what, hint=f"use {_in_memory(spot)} in this stage")
+
+
+def parameters_on_nvme_are_unpacked(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.parameters == "nvme" and is_quantized(spot.job, spot.stage.kind):
+        what = f"nvme with a 4-bit base in stage {spot.stage.stage_name}: its packed bytes do not fit buffers of bf16"
+        yield Refusal(
+            path=spot.parallel("offload", "parameters"), what=what, hint=f"use {_in_memory(spot)}, or leave quantize out"
+        )
+
+
+def parameters_on_nvme_have_one_partition(spot: Spot) -> Iterator[Refusal]:
+    if spot.asked.parameters == "nvme" and spot.asked.hpz is not None:
+        what = f"{spot.asked.hpz} with parameters on nvme: DeepSpeed has no place for the second partition"
+        yield Refusal(path=spot.parallel("hpz"), what=what, hint=f"remove it, or use {_in_memory(spot)}")
+
+
+def parameters_on_nvme_are_large(spot: Spot) -> Iterator[Refusal]:
+    asked, dp = spot.asked, spot.dp
+    if asked.parameters != "nvme" or dp is None or asked.pipeline > 1 or isinstance(spot.stage, Ppo):
+        return
+    ranks = dp * asked.sequence
+    split = split_of(spot.shape, spot.stage.kind, spot.job.model.adapter, stage=0, tp=asked.tensor, pp=1, ranks=ranks)
+    if not split.swapped:
+        largest = bytes_text(BYTES["bf16"] * split.largest_shard)
+        what = (
+            f"nvme has no effect: each of {ranks} ranks has {largest} of the largest tensor, and below 1 MiB it stays in memory"
+        )
+        yield Refusal(path=spot.parallel("offload", "parameters"), what=what, hint=f"use {_in_memory(spot)}")
 
 
 def nvme_needs_zero_3(spot: Spot) -> Iterator[Refusal]:
@@ -31,13 +86,14 @@ def nvme_needs_zero_3(spot: Spot) -> Iterator[Refusal]:
 
 def nvme_has_a_path(spot: Spot) -> Iterator[Refusal]:
     path, given = spot.parallel("offload", "nvme_path"), spot.asked.nvme_path
-    if spot.asked.optimizer == "nvme" and given is None:
+    on_nvme = "nvme" in (spot.asked.optimizer, spot.asked.parameters)
+    if on_nvme and given is None:
         what = "is missing: nvme does not say which disk"
         yield Refusal(path=path, what=what, hint="add `nvme_path: /local_nvme`, a folder on a fast local disk of every node")
-    elif spot.asked.optimizer == "nvme" and given and not given.startswith("/"):
+    elif on_nvme and given and not given.startswith("/"):
         what = f"{given} is relative, but every rank reads it"
         yield Refusal(path=path, what=what, hint=f"write it from the root: /{given.removeprefix('./')}")
-    elif given is not None and "nvme" not in (spot.asked.optimizer, spot.asked.parameters):
+    elif given is not None and not on_nvme:
         yield Refusal(path=path, what="has no effect: nothing is offloaded to nvme", hint="remove it, or use optimizer: nvme")
 
 
@@ -126,12 +182,53 @@ def quantized_communication_works(spot: Spot) -> Iterator[Refusal]:
 OFFLOAD_RULES: tuple[Rule, ...] = (
     Rule(
         code="E202",
-        refuses="parameters on NVMe",
-        because="DeepSpeed 0.19.8's swapper fails: in fp32 in the first product (runtime/zero/linear.py:92), in bf16 when a"
-        " buffer is assigned twice (runtime/swap_tensor/partitioned_param_swapper.py:185)",
-        instead="parameters on the CPU, the optimizer on NVMe",
-        find=nvme_holds_no_parameters,
+        refuses="parameters on NVMe below ZeRO 3",
+        because="DeepSpeed ignores it without a word",
+        instead="ZeRO 3, or parameters in memory",
+        find=parameters_on_nvme_have_zero_3,
+        proof=("tests/stages/traps/test_config.py::test_a_setting_that_this_zero_stage_does_not_have_is_taken",),
+    ),
+    Rule(
+        code="E202",
+        refuses="parameters on NVMe in fp32 or fp16",
+        because="on a device without fp16 they pass buffers of bf16 (runtime/zero/partition_parameters.py:409), which rounds"
+        " fp32 or stops; on a GPU neither was run",
+        instead="bf16, or parameters in memory",
+        find=parameters_on_nvme_are_bf16,
         proof=("tests/stages/traps/test_weights.py::test_parameters_on_a_disk_are_rounded_to_bf16_on_a_cpu",),
+    ),
+    Rule(
+        code="E202",
+        refuses="parameters on NVMe in ppo",
+        because="each engine empties the folder when it begins (runtime/swap_tensor/partitioned_param_swapper.py:88), and"
+        " ppo has several in one process",
+        instead="parameters in memory",
+        find=parameters_on_nvme_are_of_one_engine,
+        proof=("tests/stages/test_refusals.py::test_a_second_engine_empties_the_folder_of_the_first_ones_parameters",),
+    ),
+    Rule(
+        code="E202",
+        refuses="parameters on NVMe with a 4-bit base",
+        because="packed bytes pass buffers of bf16",
+        instead="parameters in memory, or an unquantized base",
+        find=parameters_on_nvme_are_unpacked,
+        proof=("tests/stages/test_refusals.py::test_packed_weights_do_not_come_back_from_a_disk",),
+    ),
+    Rule(
+        code="E202",
+        refuses="hpz beside parameters on NVMe",
+        because='DeepSpeed asks torch for memory of a device "nvme" (runtime/zero/partition_parameters.py:1915)',
+        instead="one of the two",
+        find=parameters_on_nvme_have_one_partition,
+        proof=("tests/stages/test_refusals.py::test_a_secondary_partition_of_parameters_on_a_disk_has_no_place",),
+    ),
+    Rule(
+        code="E202",
+        refuses="parameters on NVMe where no tensor's part is of 1 MiB",
+        because="DeepSpeed leaves smaller parts in host memory (runtime/swap_tensor/utils.py: MIN_AIO_BYTES)",
+        instead="parameters in memory, or fewer ranks",
+        find=parameters_on_nvme_are_large,
+        proof=("tests/stages/test_refusals.py::test_small_parameters_never_go_to_the_disk",),
     ),
     Rule(
         code="E202",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import deepspeed
 import pytest
 from transformers import LlamaForCausalLM
 
+from tests.stages.harness import RanksFailed
 from tests.stages.test_offload import skip_unless_built
 from tests.stages.traps.tiny import (
     BF16,
     CLOSE,
+    WIDE,
     ds_config,
     each,
     first,
@@ -20,6 +20,7 @@ from tests.stages.traps.tiny import (
     make_batches,
     make_model,
     meet,
+    on_a_disk,
     train_alone,
     train_engine,
     weights_of,
@@ -27,8 +28,6 @@ from tests.stages.traps.tiny import (
 from tests.stages.traps.trap import trap
 
 pytestmark = pytest.mark.ranks
-
-WIDE = {"hidden_size": 1024, "intermediate_size": 2048}
 
 
 def _load_late(zero, precision):
@@ -97,31 +96,51 @@ def test_a_state_dict_under_zero_3_holds_empty_tensors(tmp_path):
     return float(elements == 0), 0.5
 
 
-def _on_a_disk(folder, sections):
-    """Losses of a model whose matrices are large enough to be swapped: 1 MiB a rank."""
-    disk = {"device": "nvme", "nvme_path": folder, "pin_memory": True, "buffer_size": 5_000_000}
-    section = {"offload_param": disk} if folder else {}
+def _wide(section, sections):
+    """Training of a model that is large enough to be swapped, and how many parameters are on the disk at its end."""
     engine = initialize(make_model(**WIDE), ds_config(3, zero_section=section, **sections))
-    return train_engine(engine, make_batches())
+    trained = train_engine(engine, make_batches())
+    return trained, sum(weight.ds_tensor.final_location == "nvme" for weight in engine.module.parameters())
 
 
-def _swapped(folder, sections):
-    """(loss error against one process, against ZeRO 3 without a disk, files on the disk)."""
-    disk, memory = _on_a_disk(folder, sections), _on_a_disk(None, sections)
+def _swapped(section, sections):
+    """(loss error against one process, against ZeRO 3 without a disk, parameters on the disk)."""
+    (disk, on_disk), (memory, _) = _wide(section, sections), _wide({}, sections)
     right = train_alone(make_model(**WIDE), make_batches())
-    return loss_error(disk, right), loss_error(disk, memory), len(list(Path(folder).rglob("*.swp")))
+    return loss_error(disk, right), loss_error(disk, memory), on_disk
 
 
 @trap(50)
 def test_parameters_on_a_disk_are_rounded_to_bf16_on_a_cpu(tmp_path):
     skip_unless_built("async_io")
-    error, _, files = first(_swapped, str(tmp_path), {})
-    assert files
+    error, _, _ = first(_swapped, on_a_disk(tmp_path, {}, max_in_cpu=10**9), {})
+    assert list(tmp_path.rglob("*.swp"))
     return error, 10 * CLOSE
 
 
 def test_in_bf16_parameters_come_back_from_a_disk_as_they_were(tmp_path):
     skip_unless_built("async_io")
-    _, error, files = first(_swapped, str(tmp_path), BF16)
-    assert files
-    assert error == 0.0
+    _, error, on_disk = first(_swapped, on_a_disk(tmp_path), BF16)
+    assert (error, on_disk) == (0.0, 10)
+
+
+def test_without_max_in_cpu_parameters_leave_the_disk_for_good_before_the_first_step(tmp_path):
+    """The files stay behind, and are never written again."""
+    skip_unless_built("async_io")
+    _, error, on_disk = first(_swapped, on_a_disk(tmp_path, {}, max_in_cpu=10**9), BF16)
+    assert (error, on_disk) == (0.0, 0)
+    assert list(tmp_path.rglob("*.swp"))
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "said"),
+    [
+        ({"stage3_max_reuse_distance": 0}, {"buffer_count": 30}, "already assigned swap buffer"),
+        ({"stage3_prefetch_bucket_size": 0}, {"buffer_count": 5}, "Not enough buffers 0 for swapping 1"),
+    ],
+    ids=["read ahead", "kept for its next use"],
+)
+def test_parameters_on_a_disk_stop_where_they_are_read_ahead_or_kept(tmp_path, section, settings, said):
+    skip_unless_built("async_io")
+    with pytest.raises(RanksFailed, match=said):
+        first(_wide, on_a_disk(tmp_path, section, **settings), BF16)

@@ -6,8 +6,10 @@ Both run inside the forked ranks and hand back numbers. SGD, because Adam does n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import deepspeed
@@ -21,6 +23,9 @@ from tests.stages.harness import run_ranks
 VOCAB, TOKENS, ROWS, STEPS, LR = 64, 16, 8, 4, 0.5
 CLOSE = 1e-5  # what the losses of correct runs differ by at most, in fp32; measured: 1e-6
 BF16 = {"bf16": {"enabled": True}}
+WIDE = {"hidden_size": 1024, "intermediate_size": 2048}  # of ten matrices each of two ranks has 1 MiB: DeepSpeed swaps them
+# As dsconfig renders it: nothing is read ahead from a disk, and nothing keeps its buffer for its next use.
+ONE_BY_ONE: Mapping[str, Any] = MappingProxyType({"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,13 @@ def ds_config(zero: int, *, clip: float = 0.0, zero_section: dict[str, Any] | No
         "steps_per_print": 10**9,
         **sections,
     }
+
+
+def on_a_disk(folder: Path, section: Mapping[str, Any] = ONE_BY_ONE, **settings: Any) -> dict[str, Any]:
+    """zero_optimization of ZeRO 3 with parameters in swap files below `folder`."""
+    buffers = {"buffer_size": 5_000_000, "buffer_count": 10}  # weights_of gathers all at once
+    disk = {"device": "nvme", "nvme_path": str(folder), "pin_memory": True, "max_in_cpu": 0, **buffers}
+    return {"offload_param": disk | settings, **section}
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

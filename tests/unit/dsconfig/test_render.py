@@ -144,6 +144,26 @@ def test_an_optimizer_on_nvme_has_its_path_and_is_not_overlapped(planned, gpus):
     assert lint_config(json.dumps(config), file_name="ds.json") == []
 
 
+def test_every_tensor_fits_a_buffer_of_parameters_on_nvme_and_none_is_read_ahead_or_kept(planned, gpus):
+    model = {"new": {"family": "llama", "layers": 2, "hidden": 4096, "heads": 4, "ffn": 12288, "positions": 512}}
+    asked = {"offload": {"parameters": "nvme", "nvme_path": "/scratch"}}
+    model["tokenizer"] = {"train": {"vocab": 2048}}
+    stages = [{"kind": "sft", "data": {"source": "python-docs", "max_tokens": 96}}]
+    job, plan = planned(machine=gpus, parallel=asked, model=model, stages=stages)
+    config = ds_config(job, plan.stages[0])
+    zero = config["zero_optimization"]
+    assert zero["offload_param"] == {
+        "device": "nvme",
+        "pin_memory": True,
+        "nvme_path": "/scratch",
+        "max_in_cpu": 0,
+        "buffer_count": 5,
+        "buffer_size": 4096 * 12288 // 8,
+    }
+    assert (zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]) == (0, 0)
+    assert lint_config(json.dumps(config), file_name="ds.json") == []
+
+
 def test_a_stage_with_a_layout_of_its_own_has_a_config_of_its_own(planned, gpus):
     data = {"source": "python-docs", "max_tokens": 96}
     stages = [{"kind": "pretrain", "data": data}, {"kind": "sft", "data": data, "parallel": {"zero": 3, "hpz": 2}}]

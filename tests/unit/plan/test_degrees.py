@@ -125,6 +125,16 @@ def test_nvme_is_planned_only_where_it_is_asked_for(make_job, plan, gpus, llama)
     assert swapped.memory.host_peak_bytes < chosen.memory.host_peak_bytes
 
 
+def test_parameters_on_nvme_are_planned_where_they_are_asked_for(make_job, plan, gpus, llama):
+    asked = SOURCE | {"parallel": {"offload": {"optimizer": "nvme", "parameters": "nvme", "nvme_path": "/scratch"}}}
+    stage = only(plan(make_job(asked), machine=gpus, shape=llama))
+    assert (stage.zero, stage.offload_optimizer, stage.offload_parameters) == (3, "nvme", "nvme")
+    assert reasons(stage)["offload.asked"] == "optimizer on NVMe and parameters on NVMe: as parallel.offload asks"
+    assert stage.largest_shard == llama.vocab * llama.hidden // 8
+    assert {"parameters", "optimizer"}.isdisjoint(stage.memory.parts)
+    assert stage.memory.nvme_bytes == pytest.approx(18 * stage.num_params / 8, rel=1e-3)
+
+
 def test_no_plan_fits_suggests_data_parallelism_where_that_helps(make_job, plan, gpus, llama):
     asked = SOURCE | {"parallel": {"pipeline": 2, "zero": 1, "checkpointing": "none"}}
     tight = replace(gpus, memory_bytes=18 * GIB)

@@ -14,6 +14,8 @@ from launcher.plan.legality.table import SUBJECTS
 from launcher.plan.shape import shape_from_config, shape_of_new
 
 DATA = {"kind": "sft", "data": {"source": "python-docs", "max_tokens": 128}}
+LARGE = {"model.new.hidden": 4096, "model.new.ffn": 12288}  # of which eight ranks have parts of 1 MiB
+ON_NVME = {"parameters": "nvme", "nvme_path": "/scratch"}
 # name -> (changes of the small job, machine, the message, changes that the hint names)
 CASES = {
     "degrees that do not divide the ranks": (
@@ -105,12 +107,54 @@ CASES = {
         "[E221] parallel.balance: time has no effect: there is no pipeline\n  hint: remove it, or ask for a pipeline degree",
         {"parallel.pipeline": 2},
     ),
-    "parameters on nvme": (
-        {"parallel": {"zero": 3, "offload": {"parameters": "nvme"}}},
+    "parameters on nvme below ZeRO 3": (
+        {**LARGE, "parallel": {"zero": 2, "offload": ON_NVME}},
         "gpus",
-        "[E202] parallel.offload.parameters: nvme: DeepSpeed's swapper fails, in fp32 on its 16-bit buffers, in 16 bit on"
-        " buffers that are assigned already\n  hint: use parameters: cpu",
-        {"parallel.offload.parameters": "cpu"},
+        "[E202] parallel.offload.parameters: nvme with parallel.zero 2: DeepSpeed would ignore it without a word\n"
+        "  hint: use zero: 3, or parameters: cpu",
+        {"parallel.zero": 3},
+    ),
+    "parameters on nvme under a pipeline": (
+        {**LARGE, "parallel": {"pipeline": 2, "offload": ON_NVME}},
+        "gpus",
+        "[E202] parallel.offload.parameters: nvme with pipeline 2: a pipeline runs at ZeRO 1, where DeepSpeed ignores it\n"
+        "  hint: use parameters: none",
+        {"parallel.offload": {"parameters": "none"}},
+    ),
+    "parameters on nvme in fp32": (
+        {**LARGE, "precision": "fp32", "parallel": {"offload": ON_NVME}},
+        "gpus",
+        "[E202] parallel.offload.parameters: nvme in fp32: only bf16 was seen to come back from a disk as it was\n"
+        "  hint: use precision: bf16, or parameters: cpu",
+        {"precision": "bf16"},
+    ),
+    "parameters on nvme in a CPU's own precision": (
+        {"model.new.hidden": 1024, "model.new.ffn": 2048, "parallel": {"offload": ON_NVME}},
+        "cpu",
+        "[E202] parallel.offload.parameters: nvme in fp32: only bf16 was seen to come back from a disk as it was\n"
+        "  hint: use precision: bf16, or parameters: none",
+        {"precision": "bf16"},
+    ),
+    "parameters on nvme with a 4-bit base": (
+        {**LARGE, "model.adapter": {"kind": "lora"}, "model.quantize": "nf4", "parallel": {"offload": ON_NVME}},
+        "gpus",
+        "[E202] parallel.offload.parameters: nvme with a 4-bit base in stage sft: its packed bytes do not fit buffers of bf16\n"
+        "  hint: use parameters: cpu, or leave quantize out",
+        {"parallel.offload": {"parameters": "cpu"}},
+    ),
+    "parameters on nvme beside a secondary partition": (
+        {**LARGE, "parallel": {"hpz": 2, "offload": ON_NVME}},
+        "gpus",
+        "[E202] parallel.hpz: 2 with parameters on nvme: DeepSpeed has no place for the second partition\n"
+        "  hint: remove it, or use parameters: cpu",
+        {"parallel.offload": {"parameters": "cpu"}},
+    ),
+    "parameters on nvme that are too small": (
+        {"parallel": {"offload": ON_NVME}},
+        "gpus",
+        "[E202] parallel.offload.parameters: nvme has no effect: each of 8 ranks has 32.0 KiB of the largest tensor, and below"
+        " 1 MiB it stays in memory\n  hint: use parameters: cpu",
+        {"parallel.offload": {"parameters": "cpu"}},
     ),
     "the optimizer on nvme below ZeRO 3": (
         {"parallel": {"zero": 2, "offload": {"optimizer": "nvme", "nvme_path": "/scratch"}}},
@@ -466,6 +510,16 @@ def test_a_layout_written_once_is_reported_once(make_job, plan, gpus):
     with pytest.raises(LauncherError) as caught:
         plan(make_job({"parallel": {"pipeline": 2, "zero": 2}}, stages=stages), machine=gpus)
     assert [problem.code for problem in caught.value.problems] == ["E219"]
+
+
+def test_parameters_of_ppo_do_not_go_to_nvme(make_job, plan, gpus, ppo_chain):
+    """Its engines share a folder; the stages before it have one each."""
+    job = make_job({**LARGE, "parallel": {"offload": ON_NVME}}, stages=ppo_chain)
+    with pytest.raises(LauncherError) as error:
+        plan(job, machine=gpus)
+    [problem] = error.value.problems
+    assert (problem.code, problem.hint) == ("E202", "use parameters: cpu in this stage")
+    assert problem.what.endswith("nvme in stage ppo: each of ppo's engines empties the folder of those before it")
 
 
 def test_checkpoints_of_ppo_are_not_offloaded(make_job, plan, gpus, ppo_chain):

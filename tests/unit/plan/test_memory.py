@@ -12,7 +12,7 @@ from launcher.plan.load import Load
 from launcher.plan.memory import CPU_FIXED_BYTES, artifact_bytes, checkpoint_bytes, memory_of, p_fit
 from launcher.plan.parameters import block_parameters, causal_parameters, lora_parameters, quantized_weights, reward_parameters
 from launcher.plan.share import shares_of
-from launcher.plan.states import reduce_bucket_elements, state_parts
+from launcher.plan.states import NVME_PARAMETER_BUFFERS, reduce_bucket_elements, state_parts
 from launcher.spec.model import Lora
 from launcher.units import GIB
 
@@ -299,6 +299,34 @@ def test_an_optimizer_on_nvme_passes_through_buffers_of_one_sub_group(load, layo
     cpu = parts(load, replace(layout, zero=3, dp=1, offload_optimizer="nvme", cuda=False, precision="fp32"))
     assert cpu["swap_buffers"] == 4 * 4 * 10**9
     assert "optimizer" not in cpu
+
+
+ON_NVME = {"zero": 3, "offload_parameters": "nvme", "precision": "bf16"}
+
+
+def test_parameters_on_nvme_leave_small_parts_and_buffers_in_memory(load, layout, llama):
+    """The largest tensors are the embedding and the head; norms alone have parts of less than 1 MiB on each of 8 ranks."""
+    part, norms = llama.vocab * llama.hidden // 8, (2 * llama.layers + 1) * llama.hidden
+    on_disk = memory_of(load, replace(layout, **ON_NVME), limit_bytes=79 * GIB)
+    assert "parameters" not in on_disk.parts
+    assert on_disk.nvme_bytes == 2 * (load.num_params - norms) // 8
+    buffers = 2 * (NVME_PARAMETER_BUFFERS * part + load.num_params // 8)  # and what a step writes
+    module = 2 * max(block_parameters(llama), llama.vocab * llama.hidden)  # whole, as it is read before training
+    assert on_disk.host_peak_bytes == pytest.approx(CPU_FIXED_BYTES + buffers + 2 * norms // 8 + module, rel=1e-6)
+    cpu = memory_of(load, replace(layout, **ON_NVME, cuda=False), limit_bytes=79 * GIB)
+    assert (cpu.parts["swap_buffers"], cpu.parts["parameters"]) == (buffers, 2 * norms // 8)
+    assert cpu.nvme_bytes == on_disk.nvme_bytes
+
+
+def test_swap_files_hold_16_bytes_a_trained_parameter_and_2_of_each(load, layout):
+    """A run of 14.7 M parameters on two ranks left 29.4 MB of parameters and 235.7 MB of the optimizer."""
+    both = memory_of(load, replace(layout, **ON_NVME, offload_optimizer="nvme"), limit_bytes=79 * GIB)
+    assert both.nvme_bytes == pytest.approx(18 * load.num_params / 8, rel=1e-3)
+    adapted = replace(load, adapter=Lora(rank=8))
+    assert memory_of(adapted, replace(layout, **ON_NVME), limit_bytes=79 * GIB).nvme_bytes == pytest.approx(
+        2 * load.num_params / 8, rel=1e-3
+    )
+    assert memory_of(load, replace(layout, zero=3), limit_bytes=79 * GIB).nvme_bytes == 0
 
 
 def host(load, layout):

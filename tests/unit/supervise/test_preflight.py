@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,7 @@ from launcher.rundir.folder import read_json
 from launcher.spec.load import open_job_text
 from launcher.supervise import preflight
 from launcher.supervise.facts import detect_machine, find_shape
-from launcher.units import GIB
+from launcher.units import GIB, bytes_text
 
 JOB = """
 name: job
@@ -75,7 +77,7 @@ def test_a_gpu_that_somebody_fills_is_named(planned, monkeypatch):
     assert [problem.where for problem in preflight._memory_problems(job, cuda)] == ["GPU 1"]
 
 
-def test_a_folder_for_nvme_must_be_there_and_take_a_file(tmp_path):
+def test_a_folder_for_nvme_must_be_there_take_a_file_and_have_room_for_the_swap_files(tmp_path, monkeypatch):
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
     missing = tmp_path / "no such disk"
     asked = f"{JOB}parallel: {{offload: {{optimizer: nvme, nvme_path: '{missing}'}}}}\n"
@@ -88,6 +90,12 @@ def test_a_folder_for_nvme_must_be_there_and_take_a_file(tmp_path):
         f"  hint: make it on a fast local disk (mkdir -p '{missing}'), or name another one in offload.nvme_path"
     )
     missing.mkdir()
+    assert preflight._nvme_problems(loaded.job, plan) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    [problem] = preflight._nvme_problems(loaded.job, plan)
+    assert problem.what == f"takes 1.0 MiB, swap files need {bytes_text(2 * plan.stages[0].memory.nvme_bytes)}"
+    (missing / "zero_stage_3").mkdir()
+    (missing / "zero_stage_3" / "0_1.tensor.swp").write_bytes(bytes(2 * plan.stages[0].memory.nvme_bytes))
     assert preflight._nvme_problems(loaded.job, plan) == []
 
 
