@@ -17,7 +17,7 @@ class HostSpeed:
 
     host: str
     inside_gbs: float | None  # that pass each rank in an all-reduce of the host's ranks
-    sent_gbs: float | None  # from all ranks of the host to the next host, while every host sends
+    sent_gbs: float | None  # from all ranks of the host to the next host, while every second host sends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
