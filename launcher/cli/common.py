@@ -8,8 +8,11 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
-from launcher.errors import printable
+from launcher.errors import LauncherError, Problem, printable
+
+STDOUT = "stdout"  # where an error of the output itself is
 
 
 def add_job(parser: ArgumentParser) -> None:
@@ -54,17 +57,47 @@ def runs_root(args: Namespace) -> Path:
 
 def show(text: str) -> None:
     """Data: one text on stdout, with terminal escapes made harmless."""
-    print(printable(text), flush=True)
+    write_out(f"{printable(text)}\n")
 
 
 def show_json(value: Mapping[str, object]) -> None:
     """Data: one object on stdout. JSON escapes control characters itself; the rest is plain ASCII."""
-    print(json.dumps(value, indent=1), flush=True)
+    write_out(json.dumps(value, indent=1) + "\n")
+
+
+def write_out(text: str) -> bool:
+    """Whether stdout still takes it. A reader that has gone away, as `head` does, changes nothing else: what is left to show is
+    dropped, and the exit code is the command's own. LauncherError E414 where the text cannot be kept.
+    """
+    if sys.stdout is None:  # closed from the start
+        return False
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        return False
+    except OSError as error:
+        _drop(sys.stdout)
+        what = f"cannot be written: {(error.strerror or 'unknown reason').lower()}"
+        problem = Problem(code="E414", where=STDOUT, what=what, hint="send it where there is room")
+        raise LauncherError(problem) from None
+    return True
 
 
 def say(text: str) -> None:
-    """Talk: one text on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Talk: one text on stderr; a stderr that takes none is no reason to stop."""
+    if sys.stderr is None:
+        return
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Nothing that is written from now on, at the end of the process either, can fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def on_terminal() -> bool:

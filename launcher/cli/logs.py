@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.cli.common import add_run, runs_root, say
+from launcher.cli.common import add_run, runs_root, say, write_out
 from launcher.errors import EXIT_DONE, LauncherError, Problem, printable
 from launcher.report.summary import RunSummary, summarize
 from launcher.rundir.find import find_run
@@ -90,13 +89,13 @@ def _missing(folder: RunDir, what: str, hint: str) -> Problem:
 
 
 def _print(log: Path, going_on: Callable[[], bool]) -> None:
-    """The file as it is, then what is appended while the run goes on."""
+    """The file as it is, then what is appended while the run goes on and somebody reads it."""
     with log.open(encoding="utf-8", errors="replace") as file:
         while True:
             last = not going_on()
             while text := file.read(CHUNK_BYTES):
-                sys.stdout.write(printable(text))
-            sys.stdout.flush()
+                if not write_out(printable(text)):
+                    return
             if last:
                 return
             time.sleep(POLL_S)

@@ -10,7 +10,6 @@ import argparse
 import errno
 import gc
 import importlib
-import json
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -18,7 +17,8 @@ from types import ModuleType
 from typing import NoReturn, Protocol, cast
 
 from launcher import __version__
-from launcher.errors import EXIT_BUG, EXIT_STOPPED, LauncherError, Problem, printable
+from launcher.cli.common import STDOUT, say, show_json, write_out
+from launcher.errors import EXIT_BUG, EXIT_STOPPED, LauncherError, Problem
 from launcher.spec.wording import nearest
 
 # name -> (module in launcher.cli, help)
@@ -71,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error, as_json="--json" in words)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return EXIT_STOPPED
-    except BrokenPipeError:  # the reader of our output went away; nothing was promised to be complete
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        say("stopped")
         return EXIT_STOPPED
     except OSError as error:
         problem = _refused(error)
@@ -106,6 +103,7 @@ def _run(words: list[str]) -> int:
     try:
         args = make_parser([name] if name else []).parse_args(words)
     except SystemExit as end:  # --help and --version have printed and are done
+        write_out("")
         return int(end.code or 0)
     return _command(COMMANDS[args.command][0]).run(args)
 
@@ -134,10 +132,13 @@ def _unknown_command(name: str) -> Problem:
 
 
 def _tell(error: LauncherError, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"errors": [problem.as_dict() for problem in error.problems]}, indent=1), flush=True)
-    else:
-        print(printable(error.text()), file=sys.stderr, flush=True)
+    if not as_json or any(problem.where == STDOUT for problem in error.problems):
+        say(error.text())
+        return
+    try:
+        show_json({"errors": [problem.as_dict() for problem in error.problems]})
+    except LauncherError:
+        say(error.text())
 
 
 # What a system says of its files. Anything else that it says is not expected, and so a bug.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 
+from launcher.cli.common import write_out
 from launcher.errors import EXIT_DONE
 from launcher.spec.base import Auto
 from launcher.spec.fields import all_blocks, keys_of
@@ -19,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    print(schema_text(), end="", flush=True)
+    write_out(schema_text())
     return EXIT_DONE
 
 

@@ -5,11 +5,10 @@ The legality table decides; what fails most often is asked first, because the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from launcher.plan.asked import Asked, batch_of, global_of
-from launcher.plan.legality.nearest import DEGREES, sequence_fits, tensor_misfits
+from launcher.plan.legality.nearest import DEGREES, sequence_fits, splits_of, tensor_misfits
 from launcher.plan.legality.rule import Spot
 from launcher.plan.legality.table import SUBJECTS
 from launcher.plan.plan import Rejected
@@ -24,7 +23,9 @@ def legal_degrees(spot: Spot) -> tuple[list[Degrees], list[Rejected]]:
         return [(spot.asked.tensor, spot.asked.pipeline, spot.asked.sequence)], []
     legal: list[Degrees] = []
     rejected: list[Rejected] = []
-    for tp, pp, sp in _splits(spot.case.world):
+    for tp, pp, sp in splits_of(spot.case.world):
+        if tp > MOST_TENSOR:
+            break
         asked = replace(spot.asked, tensor=tp, pipeline=pp, sequence=sp)
         refusal = _misfit(spot, asked) or (_refusal(replace(spot, asked=asked)) if asked.replica > 1 else None)
         if refusal is None:
@@ -32,15 +33,6 @@ def legal_degrees(spot: Spot) -> tuple[list[Degrees], list[Rejected]]:
         else:
             rejected.append(Rejected(plan=_text(asked), code=refusal[0], text=refusal[1]))
     return legal, rejected
-
-
-def _splits(world: int) -> Iterator[Degrees]:
-    divisors = [degree for degree in range(1, world + 1) if world % degree == 0]
-    for tp in divisors:
-        for pp in divisors:
-            for sp in divisors:
-                if world % (tp * pp * sp) == 0 and tp <= MOST_TENSOR and (sp == 1 or tp * pp == 1):
-                    yield tp, pp, sp
 
 
 def _misfit(spot: Spot, asked: Asked) -> tuple[str, str] | None:

@@ -47,6 +47,9 @@ def pinned_of(job: JobSpec, stage: Stage) -> Pinned:
     )
 
 
+MOST_WORLDS = 12  # numbers of ranks that are compared: each is a search of its own
+
+
 def grounds_of(spot: Spot, rates: Rates) -> tuple[list[Ground], list[Rejected]]:
     """Plain data parallelism on all ranks first; and why other degrees of all ranks cannot be."""
     precision = precision_of(spot.job, spot.stage, spot.case.machine)
@@ -65,7 +68,7 @@ def _worlds(spot: Spot, rates: Rates) -> list[int]:
     slots, nodes = spot.case.world // spot.case.machine.nodes, spot.case.machine.nodes
     if spot.job.objective != "cost" or not spot.asked.searches or rates.gpu is None:
         return [spot.case.world]
-    return list(dict.fromkeys([*(hosts * slots for hosts in _halves(nodes)), *_halves(slots)]))
+    return list(dict.fromkeys([*(hosts * slots for hosts in _halves(nodes)), *_halves(slots)]))[:MOST_WORLDS]
 
 
 def _halves(number: int) -> Iterator[int]:

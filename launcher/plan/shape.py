@@ -44,7 +44,7 @@ def shape_from_config(config: Config, *, file: str) -> ModelShape:
         raise LauncherError(reader.problems)
     shape = _READERS[family](reader, family)
     reader.refuse_quantized()
-    if shape.hidden and shape.heads and shape.hidden % shape.heads and "head_dim" not in config and family != "gemma":
+    if shape.hidden and shape.heads and shape.hidden % shape.heads and config.get("head_dim") is None and family != "gemma":
         reader.fail("hidden_size", f"{shape.hidden} is not a multiple of the {shape.heads} attention heads")
     if shape.kv_heads and shape.heads % shape.kv_heads:
         field = "num_kv_heads" if family == "falcon" else "num_key_value_heads"

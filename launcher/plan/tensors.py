@@ -19,6 +19,7 @@ from launcher.spec.model import Lora
 
 PERSISTENT_WIDTHS = 10  # stage3_param_persistence_threshold / hidden (dsconfig/render.py)
 SWAPPED_ELEMENTS = 2**19  # of a tensor's part on NVMe: 1 MiB in 16 bit, below it stays in memory (swap_tensor/utils.py)
+MOST_LISTED = 1024  # ranks that are looked at one by one
 NCCL_ALIGNMENT = 2  # elements (stage_1_and_2.py, bf16_optimizer.py: nccl_start_alignment_factor)
 # Matrices of a block before which its norms stand in the model's order; elsewhere they are last.
 _NORMS_AT: dict[str, tuple[int, ...]] = {"gpt2": (0, 2), "opt": (4, 6), "gpt_neox": (0, 0)}
@@ -169,11 +170,11 @@ def _padded(group: Sequence[int], ranks: int) -> int:
 
 def _touched(tensors: Tensors, ranks: int) -> int:
     """ZeRO 1, 2: a rank steps one stretch of each flat buffer, and keeps the gradients of the tensors it lies in whole."""
-    by_rank = [0] * ranks
+    by_rank = dict.fromkeys(_distinct_ranks(tensors, ranks), 0)
     for group in tensors.groups:
         part, ends = _padded(group, ranks) // ranks, list(accumulate(group))
         first = 0  # the tensor that a stretch begins in
-        for rank in range(ranks):
+        for rank in by_rank:
             while first < len(ends) and ends[first] <= rank * part:
                 first += 1
             last = first
@@ -182,4 +183,15 @@ def _touched(tensors: Tensors, ranks: int) -> int:
             if first < len(ends):
                 by_rank[rank] += ends[last] - ends[first] + group[first]
             by_rank[rank] += max(0, (rank + 1) * part - max(ends[-1], rank * part))  # what fills the last stretch up
-    return max(by_rank)
+    return max(by_rank.values())
+
+
+def _distinct_ranks(tensors: Tensors, ranks: int) -> Sequence[int]:
+    """One of each kind, in order: all of them, or where they are many those around the borders of the tensors."""
+    if ranks <= MOST_LISTED:
+        return range(ranks)
+    found = {0, ranks - 1}
+    for group in tensors.groups:
+        part = _padded(group, ranks) // ranks
+        found |= {end // part + near for end in accumulate(group) for near in (-1, 0, 1)}
+    return sorted(rank for rank in found if 0 <= rank < ranks)

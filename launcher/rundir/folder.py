@@ -48,7 +48,10 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def read_json(path: Path) -> dict[str, object]:
     """The object in `path`. OSError or ValueError as open() and json raise them."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} does not hold a JSON object")
     return value

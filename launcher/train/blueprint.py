@@ -121,7 +121,7 @@ def _config_of(fields: Mapping[str, Any], layers: int | None = None) -> Pretrain
     if family not in CONFIG_MAPPING_NAMES:
         if fields.get("auto_map"):
             raise NoSuchBlock("it needs code of its own (auto_map), which is never run here")
-        near = get_close_matches(str(family), CONFIG_MAPPING_NAMES, n=1)
+        near = get_close_matches(family, CONFIG_MAPPING_NAMES, n=1) if isinstance(family, str) else []
         meant = f"; did you mean {near[0]}?" if near else ""
         raise NoSuchBlock(f"transformers {transformers.__version__} has no such family{meant}")
     own = {name: value for name, value in fields.items() if name not in ("model_type", "dtype", "torch_dtype", "auto_map")}

@@ -61,7 +61,7 @@ def test_a_command_loads_only_its_own_module() -> None:
     script = "import sys\nfrom launcher.cli.main import main\nmain(['schema'])\n"
     script += "print([name for name in sys.modules if name.startswith('launcher.cli.')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "['launcher.cli.main', 'launcher.cli.schema']"
+    assert done.stdout.splitlines()[-1] == "['launcher.cli.common', 'launcher.cli.main', 'launcher.cli.schema']"
 
 
 def test_every_module_says_what_it_is() -> None:

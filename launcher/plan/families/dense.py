@@ -5,7 +5,7 @@ Absent fields take the defaults of transformers' own config classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from launcher.plan.families.model_shape import AnyFamily, ModelShape
 from launcher.plan.families.reader import Reader
@@ -152,17 +152,23 @@ def _window(reader: Reader, family: AnyFamily) -> int | None:
     config = reader.config
     if family not in _WINDOWS or ("sliding_window" in config and config["sliding_window"] is None):
         return None
-    if family in ("qwen2", "qwen3") and not (reader.flag("use_sliding_window", False) and _upper_layers_slide(reader)):
+    if family in ("qwen2", "qwen3") and not reader.flag("use_sliding_window", False):
         return None
-    return reader.count("sliding_window", _WINDOWS[family]) if "sliding_window" in config else _WINDOWS[family]
+    window = reader.count("sliding_window", _WINDOWS[family]) if "sliding_window" in config else _WINDOWS[family]
+    return window if family not in ("qwen2", "qwen3") or _upper_layers_slide(reader) else None
 
 
 def _upper_layers_slide(reader: Reader) -> bool:
-    kinds = reader.config.get("layer_types")
-    if isinstance(kinds, Sequence):
+    kinds = reader.names("layer_types")
+    if kinds:
         return "sliding_attention" in kinds
-    below = reader.config.get("max_window_layers", 28)
-    return isinstance(below, int) and below < reader.count("num_hidden_layers")
+    below = reader.config.get("max_window_layers")
+    if below is None:
+        below = 28
+    if isinstance(below, bool) or not isinstance(below, int):
+        reader.fail("max_window_layers", f"{below!r} is not a whole number")
+        return False
+    return below < reader.count("num_hidden_layers")
 
 
 DENSE: dict[AnyFamily, Callable[[Reader, AnyFamily], ModelShape]] = {

@@ -6,7 +6,7 @@ and is not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from launcher.plan.families.model_shape import AnyFamily, ModelShape
@@ -107,10 +107,10 @@ def _given_window(reader: Reader, *, default: int | None) -> int | None:
 
 def _lower_layers_slide(reader: Reader) -> bool:
     """Qwen2's layers with experts slide from the first on, every second one, below max_window_layers."""
-    kinds = reader.config.get("layer_types")
+    kinds = reader.names("layer_types")
     if not reader.flag("use_sliding_window", False):
         return False
-    return "sliding_attention" in kinds if isinstance(kinds, Sequence) else reader.config.get("max_window_layers", 28) != 0
+    return "sliding_attention" in kinds if kinds else reader.config.get("max_window_layers", 28) != 0
 
 
 EXPERTS: dict[AnyFamily, Callable[[Reader, AnyFamily], ModelShape]] = {

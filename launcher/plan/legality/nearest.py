@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from math import log2
+from math import isqrt, log2
 
 from launcher.plan.asked import Asked, batch_of, global_of, is_quantized
 from launcher.plan.legality.rule import Spot
@@ -13,6 +13,21 @@ from launcher.plan.shape import ModelShape
 from launcher.spec.stages import Ppo
 
 DEGREES = ("tensor", "pipeline", "sequence")
+MOST = 1024  # ranks of one degree, as a job file may ask for them
+
+
+def divisors_of(number: int) -> list[int]:
+    """The degrees that divide `number` ranks, smallest first."""
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return [divisor for divisor in sorted({*small, *(number // divisor for divisor in small)}) if divisor <= MOST]
+
+
+def splits_of(world: int) -> Iterator[tuple[int, int, int]]:
+    """(tensor, pipeline, sequence) degrees that divide the ranks; a sequence degree goes with no other."""
+    for tp in divisors_of(world):
+        for pp in divisors_of(world // tp):
+            for sp in divisors_of(world) if tp * pp == 1 else (1,):
+                yield tp, pp, sp
 
 
 def tensor_misfits(shape: ModelShape, tensor: int) -> list[str]:
@@ -50,16 +65,14 @@ def searched_degrees_fit(spot: Spot) -> bool:
         or is_quantized(spot.job, spot.stage.kind)
     ):
         return False
-    divisors = [degree for degree in range(1, spot.case.world + 1) if spot.case.world % degree == 0]
-    choices = product(divisors, repeat=len(DEGREES))
-    layouts = (replace(spot.asked, tensor=tp, pipeline=pp, sequence=sp) for tp, pp, sp in choices if sp == 1 or tp * pp == 1)
-    return any(degrees_fit(spot, layout) for layout in layouts if spot.case.world % layout.replica == 0)
+    splits = splits_of(spot.case.world)
+    return any(degrees_fit(spot, replace(spot.asked, tensor=tp, pipeline=pp, sequence=sp)) for tp, pp, sp in splits)
 
 
 def near_degrees(spot: Spot, name: str, fits: Callable[[int], bool] = lambda degree: True) -> list[int]:
     """The degrees below and above the one that is asked, nearest first, with which the whole layout fits; else only `fits`."""
     wanted: int = getattr(spot.asked, name)
-    most = max(spot.case.world, 1)
+    most = min(MOST, max(spot.case.world, 1))
     possible = [degree for degree in range(1, most + 1) if degree != wanted and fits(degree)]
     whole = [degree for degree in possible if degrees_fit(spot, _with_degree(spot.asked, name, degree))]
     choices = whole or possible or [1]
@@ -76,7 +89,7 @@ def _with_degree(asked: Asked, name: str, degree: int) -> Asked:
 def near_layout(spot: Spot) -> Asked | None:
     """The nearest legal degrees; one that is not asked stays 1. The batch may have to follow. None: only data parallelism."""
     asked, world = spot.asked, spot.case.world
-    divisors = [degree for degree in range(1, world + 1) if world % degree == 0]
+    divisors = divisors_of(world)
     choices = [divisors if getattr(asked, name) > 1 else [1] for name in DEGREES]
     layouts = [replace(asked, tensor=tp, pipeline=pp, sequence=sp) for tp, pp, sp in product(*choices)]
     above_1 = [layout for layout in layouts if layout.replica > 1]

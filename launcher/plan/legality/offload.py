@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from launcher.plan.asked import is_quantized, precision_of
 from launcher.plan.layout import BYTES
+from launcher.plan.legality.nearest import divisors_of
 from launcher.plan.legality.rule import Refusal, Rule, Spot
 from launcher.plan.tensors import split_of
 from launcher.spec.stages import Ppo
@@ -160,7 +161,7 @@ def secondary_partition_is_smaller(spot: Spot) -> Iterator[Refusal]:
         what = f"{hpz} with a degree above 1: neighbouring ranks hold parts of different weights"
         yield Refusal(path=path, what=what, hint="leave the degrees at 1, or remove it")
     elif hpz >= dp or dp % hpz:
-        near = [size for size in range(2, dp) if dp % size == 0]
+        near = [size for size in divisors_of(dp) if 1 < size < dp]
         reason = "is no smaller than the whole group, which is the first partition" if hpz >= dp else "does not divide it"
         hint = f"use {min(near, key=lambda size: (abs(size - hpz), size))}, or remove it" if near else "remove it"
         yield Refusal(path=path, what=f"{hpz} of {dp} data-parallel ranks: {reason}", hint=hint)

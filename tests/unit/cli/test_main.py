@@ -206,3 +206,60 @@ def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> No
     )
     assert done.returncode == 2
     assert "j\\xf6b.yaml [E102] the file is empty" in done.stderr
+
+
+FULL = Path("/dev/full")
+SHOWN = [["schema"], ["--help"], ["plan", "--help"], ["plan", str(TINY)], ["plan", str(TINY), "--json"]]
+
+
+def launched(words: list[str], **streams: object) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "launcher", *words]
+    return subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **streams)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_a_reader_that_has_gone_away_changes_nothing(words: list[str]) -> None:
+    child = launched(words, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.close()
+    assert (child.communicate()[1], child.returncode) == ("", 0)
+
+
+def test_a_failure_is_one_whoever_reads_it(tmp_path: Path) -> None:
+    for as_json in ([], ["--json"]):
+        child = launched(["validate", str(tmp_path / "none.yaml"), *as_json], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.close()
+        child.communicate()
+        assert child.returncode == 2
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_what_cannot_be_kept_is_an_error_and_no_traceback(words: list[str]) -> None:
+    with FULL.open("w") as full:
+        child = launched(words, stdout=full)
+        told = child.communicate()[1]
+    assert child.returncode == EXIT_CODES["4"]
+    assert told == "stdout [E414] cannot be written: no space left on device\n  hint: send it where there is room\n"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model_type": "llama", "a": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+def test_a_config_that_is_nested_without_end_is_an_error_of_the_file(tmp_path: Path, job: Path, text: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(text)
+    model = "{source: " + str(tmp_path / "model") + "}"
+    told = subprocess.run(
+        [sys.executable, "-m", "launcher", "plan", str(job), "--set", f"model={model}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "model/config.json [E213]" in told.stderr
+    assert "nested too deeply" in told.stderr
+    assert "E901" not in told.stderr
+
+
+def test_an_empty_folder_of_runs_is_a_mistake(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(job), "--runs", ""]) == 2
+    assert "[E111] launcher plan: argument --runs: an empty name is no folder" in capsys.readouterr().err

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from launcher.errors import LauncherError
 from launcher.plan.explain import plan_text
+from launcher.plan.legality.nearest import divisors_of, splits_of
 from launcher.units import GIB
 
 SOURCE = {"model": {"source": "owner/llama"}, "batch.global": 64, "stages.0.data.max_tokens": 512}
@@ -38,6 +41,30 @@ def test_the_rest_of_the_ranks_is_data_parallel_and_the_batch_counts_replicas(ma
     assert stage.world == 8
     assert stage.micro_batch * stage.grad_accum * stage.dp == stage.global_batch == 32
     assert {"degrees.asked", "zero.pipeline_needs_1"} - set(reasons(stage)) <= {"zero.pipeline_needs_1"}
+
+
+@pytest.mark.parametrize("world", [1, 2, 12, 97, 360, 1024])
+def test_degrees_are_all_that_divide_the_ranks(world):
+    whole = range(1, world + 1)
+    assert divisors_of(world) == [degree for degree in whole if world % degree == 0]
+    every = [
+        (tp, pp, sp)
+        for tp, pp in ((tp, pp) for tp in divisors_of(world) for pp in divisors_of(world))
+        for sp in divisors_of(world)
+        if world % (tp * pp * sp) == 0 and (sp == 1 or tp * pp == 1)
+    ]
+    assert list(splits_of(world)) == every
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "cost"}, {"parallel": {"tensor": 3}}, {"batch.global": 1000}], ids=str)
+def test_a_hundred_million_ranks_are_planned_or_refused_without_counting_to_their_number(make_job, plan, gpus, llama, changes):
+    """Seconds of CPU, not minutes; the limit only excludes that ranks are gone through one by one."""
+    many = replace(gpus, slots=1024, devices=tuple(range(1024)), nodes=100_000)
+    job = make_job(SOURCE | {"batch.global": 1024 * 100_000} | changes)
+    began = time.process_time()
+    with nullcontext() if set(changes) <= {"objective"} else pytest.raises(LauncherError):
+        plan(job, machine=many, shape=llama)
+    assert time.process_time() - began < 30
 
 
 def test_auto_stays_data_parallel(make_job, plan, gpus, llama):

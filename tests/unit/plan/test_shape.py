@@ -34,8 +34,51 @@ def test_an_unknown_family_is_refused_with_the_families_that_work():
     assert problems(GOOD | {"model_type": "gemma2"}) == (
         "model/config.json [E212] model_type: 'gemma2' is not a family that can be planned "
         "(llama, mistral, qwen2, qwen3, gemma, phi, phi3, gpt2, gpt_neox, opt, falcon, mixtral, qwen2_moe, qwen3_moe)\n"
-        "  hint: did you mean gemma?"
+        "  hint: use a model of one of these families: "
+        "llama, mistral, qwen2, qwen3, gemma, phi, phi3, gpt2, gpt_neox, opt, falcon, mixtral, qwen2_moe, qwen3_moe"
     )
+
+
+def test_only_another_spelling_is_taken_for_a_mistake_another_model_never():
+    assert problems(GOOD | {"model_type": "GPT-NeoX"}).endswith("hint: did you mean gpt_neox?")
+    assert not any("did you mean" in problems(GOOD | {"model_type": name}) for name in ("gemma2", "qwen25", "phi4", "gpt_neo"))
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [
+        ("num_hidden_layers", 1000),
+        ("num_attention_heads", 1024),
+        ("num_key_value_heads", 1024),
+        ("hidden_size", 2**20),
+        ("intermediate_size", 2**20),
+        ("vocab_size", 10**7),
+        ("max_position_embeddings", 2**30),
+        ("head_dim", 2**20),
+    ],
+)
+def test_a_number_that_no_model_has_is_refused_before_anything_is_counted_from_it(field, most):
+    for value in (most + 1, 10**12, 10**400):
+        assert f"[E213] {field}: " in (text := problems(GOOD | {field: value}))
+        assert f"is more than any model has: at most {most}" in text
+
+
+def test_heads_without_a_width_of_their_own_have_to_divide_the_model_and_null_is_none():
+    assert "hidden_size: 64 is not a multiple of the 5" in problems(GOOD | {"num_attention_heads": 5, "head_dim": None})
+    assert shape_from_config(GOOD | {"num_attention_heads": 5, "head_dim": 16}, file="config.json").head_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"layer_types": "sliding"}, "layer_types: 'sliding' is not a list of names"),
+        ({"layer_types": [{}]}, "layer_types: [{}] is not a list of names"),
+        ({"sliding_window": 0}, "sliding_window: 0 is not a whole number of at least 1"),
+        ({"max_window_layers": "x"}, "max_window_layers: 'x' is not a whole number"),
+    ],
+)
+def test_windows_are_read_or_refused(change, what):
+    assert what in problems(GOOD | {"model_type": "qwen2", "use_sliding_window": True} | change)
 
 
 def test_a_config_without_model_type_is_refused():

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from launcher.plan import tensors as counted
 from launcher.plan.shape import FAMILIES, shape_of_new
 from launcher.plan.share import shares_of
 from launcher.plan.tensors import split_of, tensors_of
@@ -46,3 +47,13 @@ def test_a_rank_touches_the_tensors_that_its_stretch_lies_in():
     split = split_of(shape(layers=1, vocab=5), "sft", None, stage=0, tp=1, pp=1, ranks=2)
     first, second = 320 + 4 * 4096 + 6144, 3 * 6144 + 320  # the border lies in the first matrix of the MLP
     assert split.touched == max(first + 128, second + 128)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7, 16, 100, 1000])
+def test_of_many_ranks_those_around_the_borders_tell_the_fullest(monkeypatch, ranks):
+    for tied, layers in itertools.product((True, False), (1, 5)):
+        of = tensors_of(shape(tied=tied, layers=layers), "sft", None, stage=0, tp=1, pp=1)
+        each = counted._touched(of, ranks)
+        monkeypatch.setattr(counted, "MOST_LISTED", 1)
+        assert counted._touched(of, ranks) == each
+        monkeypatch.undo()
