@@ -10,7 +10,8 @@ from pathlib import Path
 from launcher.cli.docs_parallelism import parallelism_text
 from launcher.cli.docs_planner import planner_text
 from launcher.cli.main import COMMANDS, make_parser
-from launcher.errors import CATALOGUE, EXIT_CODES
+from launcher.codes import CATALOGUE
+from launcher.errors import EXIT_CODES
 from launcher.rundir.folder import write_atomic
 
 _GOLDENS, _PLANS = "tests/golden/errors", "tests/golden/plan"
@@ -26,7 +27,7 @@ _BANDS = {
 
 def errors_text(root: Path) -> str:
     """docs/errors.md: one section a band, one row a code, and the texts that tests compare with what the commands print."""
-    lines = ["# Errors", "", "Built by `python -m launcher.cli.docs` from `launcher/errors.py` and the texts of"]
+    lines = ["# Errors", "", "Built by `python -m launcher.cli.docs` from `launcher/codes/` and the texts of"]
     lines += [f"`{_GOLDENS}`. Codes are stable, wording is not."]
     for band, title in _BANDS.items():
         codes = sorted(code for code in CATALOGUE if code[1] == band)

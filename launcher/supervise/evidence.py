@@ -10,7 +10,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.errors import CATALOGUE, Problem
+from launcher.codes import CATALOGUE
+from launcher.errors import Problem
 from launcher.hosts.ranks import Death
 
 SEEN_LATE_S = 2.0  # a death is noticed at the watch's next look, a word is dated by the rank itself

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cli.docs import doc_texts
 from launcher.cli.docs_parallelism import parallelism_text
-from launcher.errors import CATALOGUE
+from launcher.codes import CATALOGUE
 from launcher.plan.legality.table import SUBJECTS
 
 ROOT = Path(__file__).parents[2]

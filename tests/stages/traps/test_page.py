@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import CATALOGUE
+from launcher.codes import CATALOGUE
 from tests.stages.traps import trap as traps
 from tests.stages.traps.trap import FACTS, PAGE, Entry, installed, read_page, trap
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import CATALOGUE
+from launcher.codes import CATALOGUE
 from tests.unit.cli.cases import GOLDEN, cases, one_machine, output_of
 
 __all__ = ["one_machine"]
