@@ -1,4 +1,4 @@
-"""Every code that a user can meet, a file for each hundred. Codes are an interface, words not; docs/errors.md is built of it."""
+"""Every code that a user can meet, a file for each hundred. Codes are an interface; docs/errors.md is built of them."""
 
 from __future__ import annotations
 

@@ -114,6 +114,7 @@ def train(run: RunDir, stage_name: str) -> int:
         _environment(order.device)
         _build_operators(run, order)
         importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
+        importlib.import_module("launcher.train.swapping").clear_swap_files(run, stage_name)
         return order.world
 
     return _as_rank(run.stage(stage_name), story)

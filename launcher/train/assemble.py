@@ -24,6 +24,7 @@ from launcher.train.pieces import whole_pieces
 from launcher.train.pipeline import build_stages
 from launcher.train.scoring import TILE_TOKENS, Scorer
 from launcher.train.sequence import share_sequences
+from launcher.train.swapping import swap_apart
 from launcher.train.task import Task
 from launcher.train.tiling import tile_mlps
 
@@ -40,6 +41,7 @@ def assemble(task: Task) -> Assembled:
     """Refuse what would train wrongly, build, initialise, compare with the plan."""
     refuse_wrong_config(task.run, task.stage, task.order)
     ds_config = json.loads(task.run.ds_config(task.order.stage).read_text(encoding="utf-8"))
+    swap_apart(ds_config, task.run, task.order.stage)
     assembled = _quantized(task, ds_config) if task.quantize else _by_pieces(task, ds_config)
     compare_engine(assembled.engine.raw, task.stage, task.order)
     return assembled

@@ -40,6 +40,7 @@ from launcher.train.pieces import whole_pieces
 from launcher.train.ppo_models import Models, TokenScores
 from launcher.train.ranks import Ranks
 from launcher.train.states import load_states, save_states
+from launcher.train.swapping import swap_apart
 
 
 def make_models(
@@ -48,6 +49,7 @@ def make_models(
     """Load and start all four. Collective. Dropout is 0 everywhere, or the first ratio of PPO would not be 1."""
     refuse_wrong_config(run, stage, order)
     ds_config = read_json(run.ds_config(order.stage))
+    swap_apart(ds_config, run, order.stage)
     keep_alive = zero3_config(copy.deepcopy(ds_config), order)  # while it lives, models are loaded in pieces
     policy, rewards, adapter = run.path / order.model, run.path / _reward_model(order), job.model.adapter
     actor = load_causal(policy, order, job.model, tokenizer)
