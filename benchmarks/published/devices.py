@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from launcher.plan.gpus import GPUS, Generation, Gpu, fp32_ratios
+from launcher.plan.gpus import GPUS, Generation, Gpu, gpu_of
 from published.table import Row, number
 
 # name, generation whose shares it takes, usable GiB, TFLOPS in 16 bit, memory, NVLink, GPUs on it, PCIe, NIC, processors, W
@@ -54,30 +54,8 @@ _ROWS: tuple[tuple[str, Generation, float, float, float, float, int, float, floa
     ("ascend910b-64gb", "unknown", 61.0, 313, 1600, 196, 8, 31, 25, 20, 400),
     ("max1550-128gb", "unknown", 124.0, 832, 3277, 180, 6, 63, 25, 128, 600),
 )
-FAST_8_BIT = ("ada", "hopper", "cdna3")  # of those above, whose peak in 8 bit is twice the one in 16 bit
 
-
-def _gpu(row: tuple[str, Generation, float, float, float, float, int, float, float, int, float]) -> Gpu:
-    name, generation, usable_gib, tflops, memory, nvlink, nvlink_gpus, pcie, nic, multiprocessors, watts = row
-    return Gpu(
-        name=name,
-        generation=generation,
-        usable_gib=usable_gib,
-        tflops_16bit=tflops,
-        memory_gbs=memory,
-        nvlink_gbs=nvlink,
-        nvlink_gpus=nvlink_gpus,
-        pcie_gbs=pcie,
-        nic_gbs=nic,
-        multiprocessors=multiprocessors,
-        watts=watts,
-        usd_per_hour=0,
-        fp8_ratio=2.0 if generation in FAST_8_BIT else 1.0,
-        **fp32_ratios(generation),
-    )
-
-
-DEVICES: dict[str, Gpu] = GPUS | {row[0]: _gpu(row) for row in _ROWS}
+DEVICES: dict[str, Gpu] = GPUS | {row[0]: gpu_of((*row, 0.0)) for row in _ROWS}
 
 # What a name says, the first that fits; where a name has several sizes of memory, the nearest of them is taken.
 _NAMES: tuple[tuple[str, tuple[str, ...]], ...] = tuple(

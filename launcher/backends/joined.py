@@ -1,7 +1,7 @@
 """(job, plan, run folder) -> what each node does for a run whose nodes a scheduler starts. Pure; for all such schedulers alike.
 
 Every node runs one command, `launcher node RUN --from DIR`. Node 0 controls the run as `launcher run` does elsewhere; the
-others follow it over the run folder, which lies on a volume that all of them share (hosts/gather.py, hosts/follow.py).
+others follow it over the run folder, which lies on a volume that all of them share (hosts/nodes/).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_json
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
-from launcher.hosts.checkup import Checkup
-from launcher.hosts.fitness import memory_symptoms
-from launcher.hosts.needs import asked_needs, paths_on_hosts, planned_needs
+from launcher.hosts.checks.checkup import Checkup
+from launcher.hosts.checks.fitness import memory_symptoms
+from launcher.hosts.checks.needs import asked_needs, paths_on_hosts, planned_needs
 from launcher.plan.plan import Machine
 from launcher.report.checkup import checkup_dict, checkup_text
 from launcher.spec.cluster import ClusterSpec

@@ -13,10 +13,10 @@ from pathlib import Path
 from launcher.cli.common import add_json, say, show
 from launcher.cli.run import finish
 from launcher.errors import EXIT_BUG, LauncherError, Problem
-from launcher.hosts.board import leading, say_end
-from launcher.hosts.follow import follow
-from launcher.hosts.gpus import find_gpus
-from launcher.hosts.place import check_place, place_of
+from launcher.hosts.machine.gpus import find_gpus
+from launcher.hosts.nodes.board import leading, say_end
+from launcher.hosts.nodes.follow import follow
+from launcher.hosts.nodes.place import check_place, place_of
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir
 from launcher.supervise.control import control

@@ -22,14 +22,14 @@ def main(argv: list[str]) -> int:
     """Exit code."""
     match argv:
         case ["agent"]:
-            return int(importlib.import_module("launcher.hosts.agent").serve())
+            return int(importlib.import_module("launcher.hosts.fleet.agent").serve())
         case ["keep", folder, name]:
-            room = importlib.import_module("launcher.hosts.room").Room(Path(folder), name)
-            return int(importlib.import_module("launcher.hosts.keeper").keep(room))
+            room = importlib.import_module("launcher.hosts.fleet.room").Room(Path(folder), name)
+            return int(importlib.import_module("launcher.hosts.fleet.keeper").keep(room))
         case ["fleet", run, stage]:
-            return int(importlib.import_module("launcher.hosts.fleet").lead(Path(run), stage))
+            return int(importlib.import_module("launcher.hosts.fleet.lead").lead(Path(run), stage))
         case ["gather", run, stage]:
-            return int(importlib.import_module("launcher.hosts.gather").gather(RunDir(Path(run)), stage))
+            return int(importlib.import_module("launcher.hosts.nodes.gather").gather(RunDir(Path(run)), stage))
         case ["join", run, stage]:
             return _join(RunDir(Path(run).resolve()), stage)
     sys.stderr.write(str(__doc__))
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 def _join(run: RunDir, stage: str) -> int:
     """The exit code where the node cannot take part; why is told in the stage's folder too, for whoever judges the stage."""
     try:
-        return int(importlib.import_module("launcher.hosts.join").join(run, stage))
+        return int(importlib.import_module("launcher.hosts.nodes.join").join(run, stage))
     except LauncherError as error:
         sys.stderr.write(error.text() + "\n")
         told = {"t": time.time(), "problems": [problem.as_dict() for problem in error.problems]}

@@ -54,17 +54,11 @@ def coming_machine(cluster: ClusterSpec) -> Machine:
         return replace(found, cores=cores or found.cores, host_memory_bytes=memory_bytes)
     assert cores is not None, "spec: pods without a GPU tell their cores"
     assert memory_gib is not None, "and their memory"
-    slots, host_bytes = cluster.slots or 1, memory_gib * GIB
-    return Machine(
-        device="cpu",
-        slots=slots,
-        gpu=None,
-        memory_bytes=host_bytes // slots,
-        host_memory_bytes=host_bytes,
-        disk_free_bytes=None,
+    return Machine.of_cpus(
+        slots=cluster.slots or 1,
+        memory_bytes=memory_gib * GIB,
         cores=cores,
-        bf16=True,
-        fp16=False,
+        disk_free_bytes=None,
         nodes=cluster.nodes or 1,
     )
 

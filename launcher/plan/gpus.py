@@ -93,7 +93,9 @@ _RATIOS: dict[Generation, tuple[float, float]] = {  # peaks in 8 and in 4 bit ov
 }
 
 
-def _gpu(row: tuple[str, Generation, float, float, float, float, int, float, float, int, float, float]) -> Gpu:
+def gpu_of(row: tuple[str, Generation, float, float, float, float, int, float, float, int, float, float]) -> Gpu:
+    """The columns of the catalogue: name, generation, GiB, TFLOPS in 16 bit, GB/s of memory and NVLink, GPUs that it joins,
+    GB/s of PCIe and of the host's network, multiprocessors, watts, USD an hour."""
     name, generation, usable_gib, tflops, memory, nvlink, nvlink_gpus, pcie, nic, multiprocessors, watts, usd = row
     fp8_ratio, fp4_ratio = _RATIOS.get(generation, (1, 1))
     return Gpu(
@@ -122,7 +124,7 @@ def fp32_ratios(generation: Generation) -> dict[str, float]:
     return {"fp32_ratio": fp32, "tf32_ratio": tf32}
 
 
-GPUS: dict[str, Gpu] = {row[0]: _gpu(row) for row in _ROWS}
+GPUS: dict[str, Gpu] = {row[0]: gpu_of(row) for row in _ROWS}
 
 
 def gpu_named(name: str) -> Gpu | None:

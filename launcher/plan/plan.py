@@ -37,6 +37,32 @@ class Machine:
     def world(self) -> int:
         return self.nodes * self.slots
 
+    @classmethod
+    def of_cpus(
+        cls,
+        *,
+        slots: int,
+        memory_bytes: int,
+        cores: int,
+        disk_free_bytes: int | None,
+        nodes: int = 1,
+        hosts: tuple[str, ...] = (),
+    ) -> Machine:
+        """Hosts of `memory_bytes` each whose ranks are CPU processes."""
+        return cls(
+            device="cpu",
+            slots=slots,
+            gpu=None,
+            memory_bytes=memory_bytes // slots,
+            host_memory_bytes=memory_bytes,
+            disk_free_bytes=disk_free_bytes,
+            cores=cores,
+            bf16=True,
+            fp16=False,
+            nodes=nodes,
+            hosts=hosts,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from launcher.hosts.checkup import Checkup
-from launcher.hosts.facts import HERE, HostFacts
-from launcher.hosts.meeting import HostSpeed
-from launcher.hosts.symptom import Symptom
+from launcher.hosts.checks.checkup import Checkup
+from launcher.hosts.checks.meeting import HostSpeed
+from launcher.hosts.checks.symptom import Symptom
+from launcher.hosts.machine.facts import HERE, HostFacts
 from launcher.report.table import aligned
 from launcher.units import bytes_text
 

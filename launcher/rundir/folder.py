@@ -163,7 +163,7 @@ class RunDir:
 
     @property
     def nodes(self) -> Path:
-        """nodes/: what nodes that a scheduler started tell each other (see hosts/board.py)."""
+        """nodes/: what nodes that a scheduler started tell each other (see hosts/nodes/board.py)."""
         return self.path / "nodes"
 
     @property

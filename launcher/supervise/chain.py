@@ -15,7 +15,7 @@ from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Process, end_processes
 from launcher.dsconfig.order import stage_order
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.ports import free_port
+from launcher.hosts.machine.ports import free_port
 from launcher.rundir.folder import RunDir, read_json
 from launcher.rundir.inputs import parent_stages, stage_inputs
 from launcher.rundir.order import StageOrder

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from launcher.backends.registry import Fleets, load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.ask import facts_of_all
-from launcher.hosts.catalogue import catalogue_name
-from launcher.hosts.facts import HostFacts
-from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE
+from launcher.hosts.checks.ask import facts_of_all
+from launcher.hosts.machine.facts import HostFacts
 from launcher.plan.plan import Machine
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.hosts import ClusterHost, hosts_of
 from launcher.supervise.facts import Remote
+from launcher.supervise.machines import gpu_machine
 
 
 def agents(cluster: ClusterSpec, hosts: Sequence[ClusterHost]) -> dict[str, tuple[str, ...]]:
@@ -71,26 +70,27 @@ def slot_problems(facts: HostFacts, host: ClusterHost) -> list[Problem]:
 
 def machine_of(facts: Sequence[HostFacts], *, devices: Sequence[int], written_bytes: int = 0) -> Machine:
     """Facts of hosts that are alike enough to hold the same ranks; `devices` are the slots of each that take one."""
-    gpus, slots = [one.gpus[number] for one in facts if one.gpus for number in devices], len(devices)
-    memory = min(one.memory_bytes for one in facts)
-    smallest = min(gpus, key=lambda gpu: gpu.total_bytes) if gpus else None
-    capability = min((gpu.capability for gpu in gpus), default=None)
-    return Machine(
-        device="cuda" if smallest else "cpu",
-        slots=slots,
-        gpu=catalogue_name(smallest) if smallest else None,
-        memory_bytes=smallest.total_bytes if smallest else memory // slots,
-        host_memory_bytes=memory,
-        disk_free_bytes=min(one.disk_free_bytes for one in facts) + written_bytes,
-        cores=min(one.cores for one in facts),
-        bf16=capability is None or capability >= BF16_SINCE,
-        fp16=capability is not None and capability >= FP16_SINCE,
-        devices=tuple(facts[0].gpus[number].number for number in devices) if gpus else (),
-        nodes=len(facts),
-        hosts=tuple(one.host for one in facts),
-        nvlink=None if any(gpu.nvlinks is None for gpu in gpus) or not gpus else all(gpu.nvlinks for gpu in gpus),
-        pcie_gbs=min((gpu.pcie_gbs for gpu in gpus if gpu.pcie_gbs), default=None),
+    hosts, cores = tuple(one.host for one in facts), min(one.cores for one in facts)
+    memory_bytes = min(one.memory_bytes for one in facts)
+    disk_bytes = min(one.disk_free_bytes for one in facts) + written_bytes
+    gpus = [one.gpus[number] for one in facts if one.gpus for number in devices]
+    if not gpus:
+        return Machine.of_cpus(
+            slots=len(devices),
+            memory_bytes=memory_bytes,
+            cores=cores,
+            disk_free_bytes=disk_bytes,
+            nodes=len(facts),
+            hosts=hosts,
+        )
+    return gpu_machine(
+        gpus,
+        devices=tuple(facts[0].gpus[number].number for number in devices),
+        host_memory_bytes=memory_bytes,
+        disk_free_bytes=disk_bytes,
+        cores=cores,
         network_gbs=min((one.network_gbs for one in facts if one.network_gbs), default=None),
+        hosts=hosts,
     )
 
 

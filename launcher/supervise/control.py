@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.machine import used_bytes
+from launcher.hosts.machine.capacity import used_bytes
 from launcher.rundir.folder import RunDir, read_json
 from launcher.spec.job import JobSpec
 from launcher.spec.load import LoadedJob

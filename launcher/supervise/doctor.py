@@ -8,14 +8,14 @@ from pathlib import Path
 
 from launcher.backends.registry import Fleets, load_backend
 from launcher.errors import Problem
-from launcher.hosts.ask import examine
-from launcher.hosts.checkup import Checkup, checkup_of_hosts
-from launcher.hosts.facts import HERE, Examined
-from launcher.hosts.fitness import host_symptoms
-from launcher.hosts.look import look
-from launcher.hosts.needs import Needs, paths_on_hosts, planned_needs
-from launcher.hosts.share import sharing
-from launcher.hosts.symptom import Symptom
+from launcher.hosts.checks.ask import examine
+from launcher.hosts.checks.checkup import Checkup, checkup_of_hosts
+from launcher.hosts.checks.fitness import host_symptoms
+from launcher.hosts.checks.needs import Needs, paths_on_hosts, planned_needs
+from launcher.hosts.checks.share import sharing
+from launcher.hosts.checks.symptom import Symptom
+from launcher.hosts.machine.facts import HERE, Examined
+from launcher.hosts.machine.look import look
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir
 from launcher.spec.cluster import ClusterSpec

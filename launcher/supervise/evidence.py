@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from launcher.codes import CATALOGUE
 from launcher.errors import Problem
-from launcher.hosts.ranks import Death
+from launcher.hosts.machine.ranks import Death
 
 SEEN_LATE_S = 2.0  # a death is noticed at the watch's next look, a word is dated by the rank itself
 FLEET = -1  # where a rank is named: not a rank, but what holds the connections to the hosts

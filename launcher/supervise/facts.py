@@ -8,10 +8,9 @@ from pathlib import Path
 
 from launcher.backends.registry import load_hub
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.catalogue import catalogue_name
-from launcher.hosts.gpus import BF16_SINCE, FP16_SINCE, GpuFact, find_gpus
-from launcher.hosts.machine import free_disk_bytes, total_memory_bytes, usable_cores
-from launcher.hosts.networks import network_gbs
+from launcher.hosts.machine.capacity import free_disk_bytes, total_memory_bytes, usable_cores
+from launcher.hosts.machine.gpus import find_gpus
+from launcher.hosts.machine.networks import network_gbs
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
 from launcher.plan.shape import Config, ModelShape, is_known, shape_from_config, shape_of_new
@@ -21,6 +20,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
 from launcher.supervise.blueprints import Unknown
 from launcher.supervise.hostfile import local_slots
+from launcher.supervise.machines import gpu_machine
 
 MOST_CPU_RANKS_BY_DEFAULT = 2
 
@@ -68,7 +68,17 @@ def machine_here(
     gpus = find_gpus(environ)
     asked = asked_slots(cluster, num_gpus=len(gpus))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes
-    return _gpu_machine(gpus[:asked], disk_bytes) if gpus else _cpu_machine(asked, disk_bytes)
+    memory_bytes, cores = total_memory_bytes(), usable_cores()
+    if not gpus:
+        return Machine.of_cpus(slots=asked, memory_bytes=memory_bytes, cores=cores, disk_free_bytes=disk_bytes)
+    return gpu_machine(
+        gpus[:asked],
+        devices=tuple(gpu.number for gpu in gpus[:asked]),
+        host_memory_bytes=memory_bytes,
+        disk_free_bytes=disk_bytes,
+        cores=cores,
+        network_gbs=network_gbs(),
+    )
 
 
 def _not_from_here(backend: str) -> Problem:
@@ -92,41 +102,6 @@ def asked_slots(cluster: ClusterSpec, *, num_gpus: int) -> int:
 def _too_many(asked: int, have: str, most: int) -> Problem:
     hint = f"set cluster.slots to {most} or leave it out; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU"
     return Problem(code="E402", where="cluster.slots", what=f"{asked} ranks are asked for, but {have}", hint=hint)
-
-
-def _gpu_machine(gpus: list[GpuFact], disk_bytes: int) -> Machine:
-    """The smallest memory and the oldest capability decide: all ranks run the same plan."""
-    capability = min(gpu.capability for gpu in gpus)
-    return Machine(
-        device="cuda",
-        slots=len(gpus),
-        gpu=catalogue_name(min(gpus, key=lambda gpu: gpu.total_bytes)),
-        memory_bytes=min(gpu.total_bytes for gpu in gpus),
-        host_memory_bytes=total_memory_bytes(),
-        disk_free_bytes=disk_bytes,
-        cores=usable_cores(),
-        bf16=capability >= BF16_SINCE,
-        fp16=capability >= FP16_SINCE,
-        devices=tuple(gpu.number for gpu in gpus),
-        nvlink=None if any(gpu.nvlinks is None for gpu in gpus) else all(gpu.nvlinks for gpu in gpus),
-        pcie_gbs=min((gpu.pcie_gbs for gpu in gpus if gpu.pcie_gbs), default=None),
-        network_gbs=network_gbs(),
-    )
-
-
-def _cpu_machine(slots: int, disk_bytes: int) -> Machine:
-    host_bytes = total_memory_bytes()
-    return Machine(
-        device="cpu",
-        slots=slots,
-        gpu=None,
-        memory_bytes=host_bytes // slots,
-        host_memory_bytes=host_bytes,
-        disk_free_bytes=disk_bytes,
-        cores=usable_cores(),
-        bf16=True,
-        fp16=False,
-    )
 
 
 def _refused(config: Config, file: str) -> ModelShape:

@@ -9,8 +9,8 @@ import asyncio
 
 from launcher.backends.registry import Fleets, load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.cargo import arrive, read_away
-from launcher.hosts.freight import fetch
+from launcher.hosts.files.cargo import arrive, read_away
+from launcher.hosts.files.freight import fetch
 from launcher.rundir.folder import RunDir
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal

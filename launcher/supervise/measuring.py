@@ -16,7 +16,7 @@ from pathlib import Path
 from launcher.backends.registry import load_backend
 from launcher.backends.shell import end_processes
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.ports import free_port
+from launcher.hosts.machine.ports import free_port
 from launcher.plan.cost.calibration import Calibration, calibration_of
 from launcher.plan.cost.figures import Figures, figures_from
 from launcher.plan.plan import Machine

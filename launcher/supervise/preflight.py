@@ -16,11 +16,11 @@ from pathlib import Path
 
 from launcher.backends.registry import find_backend_problems, load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.fitness import RANK_PACKAGES, memory_problems
-from launcher.hosts.gpus import find_gpus
-from launcher.hosts.machine import free_memory_bytes, used_bytes
-from launcher.hosts.needs import planned_needs
-from launcher.hosts.symptom import Symptom
+from launcher.hosts.checks.fitness import RANK_PACKAGES, memory_problems
+from launcher.hosts.checks.needs import planned_needs
+from launcher.hosts.checks.symptom import Symptom
+from launcher.hosts.machine.capacity import free_memory_bytes, used_bytes
+from launcher.hosts.machine.gpus import find_gpus
 from launcher.plan.asked import parallel_of
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir, write_json

@@ -17,9 +17,9 @@ from launcher.backends.local import MEET
 from launcher.backends.registry import Fleets, load_backend
 from launcher.backends.shell import end_processes
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.facts import HERE
-from launcher.hosts.meeting import Meeting, meeting_from
-from launcher.hosts.ports import free_port
+from launcher.hosts.checks.meeting import Meeting, meeting_from
+from launcher.hosts.machine.facts import HERE
+from launcher.hosts.machine.ports import free_port
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir, read_json, write_atomic
 from launcher.spec.cluster import ClusterSpec

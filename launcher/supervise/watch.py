@@ -17,8 +17,8 @@ from pathlib import Path
 from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
 from launcher.backends.shell import Child, Process, end_processes, start
-from launcher.hosts.machine import free_disk_bytes
-from launcher.hosts.ranks import Death, RankTable
+from launcher.hosts.machine.capacity import free_disk_bytes
+from launcher.hosts.machine.ranks import Death, RankTable
 from launcher.rundir.folder import RunDir, read_json
 from launcher.supervise.evidence import FLEET, Evidence, Told, blamed_rank, problem_from
 from launcher.supervise.stop import StopFlag

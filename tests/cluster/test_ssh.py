@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hosts.wire import LEASE_S
+from launcher.hosts.connection.wire import LEASE_S
 from tests.cluster.remote import JOB, STAGE, Remote, environ_of
 from tests.cluster.world import LOGIN, Cluster
 

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.backends.shell import end_processes
 from launcher.cli.main import main
-from launcher.hosts.ports import free_port
+from launcher.hosts.machine.ports import free_port
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.folder import RunDir, read_json
 from launcher.supervise.create import Planned, write_run

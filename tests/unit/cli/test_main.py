@@ -17,7 +17,7 @@ from launcher import __version__
 from launcher.cli import main as cli
 from launcher.cli.main import COMMANDS, main, make_parser
 from launcher.errors import EXIT_CODES, LauncherError, Problem
-from launcher.hosts.place import SOURCES
+from launcher.hosts.nodes.place import SOURCES
 from tests.unit.spec.world import RIGHT
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny.yaml"

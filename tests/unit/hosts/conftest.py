@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.hosts.facts import Door, HostFacts
-from launcher.hosts.fitness import RANK_PACKAGES
+from launcher.hosts.checks.fitness import RANK_PACKAGES
+from launcher.hosts.machine.facts import Door, HostFacts
 from launcher.units import GIB
 
 MakeFacts = Callable[..., HostFacts]

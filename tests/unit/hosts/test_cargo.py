@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.cargo import Away, cargo_of, plan_fetch
-from launcher.hosts.disk import CONTROLLER
-from launcher.hosts.parcels import Parcel
+from launcher.hosts.files.cargo import Away, cargo_of, plan_fetch
+from launcher.hosts.files.disk import CONTROLLER
+from launcher.hosts.files.parcels import Parcel
 from launcher.rundir.artifact import write_manifest
 from launcher.rundir.folder import RunDir, write_json
 from launcher.rundir.order import write_order

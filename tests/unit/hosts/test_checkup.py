@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import Problem
-from launcher.hosts.checkup import Checkup, checkup_of_hosts
-from launcher.hosts.facts import HERE, Clock, Examined
-from launcher.hosts.meeting import Meeting, meeting_from, meeting_symptoms
-from launcher.hosts.mesh import knocks
-from launcher.hosts.needs import Needs
+from launcher.hosts.checks.checkup import Checkup, checkup_of_hosts
+from launcher.hosts.checks.meeting import Meeting, meeting_from, meeting_symptoms
+from launcher.hosts.checks.mesh import knocks
+from launcher.hosts.checks.needs import Needs
+from launcher.hosts.machine.facts import HERE, Clock, Examined
 from launcher.report.checkup import checkup_dict, checkup_text
 from tests.unit.hosts.conftest import door
 

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from launcher.hosts import doors
-from launcher.hosts.doors import listen, reach
-from launcher.hosts.facts import Door, Odd
-from launcher.hosts.ports import free_port
+from launcher.hosts.checks import doors
+from launcher.hosts.checks.doors import listen, reach
+from launcher.hosts.machine.facts import Door, Odd
+from launcher.hosts.machine.ports import free_port
 
 
 @pytest.fixture

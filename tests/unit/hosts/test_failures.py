@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.failures import problem_of_connection
+from launcher.hosts.connection.failures import problem_of_connection
 
 CHANGED = """@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
 @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @

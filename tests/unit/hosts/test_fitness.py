@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.facts import HERE, GpuHealth, LeftRun
-from launcher.hosts.fitness import host_symptoms
-from launcher.hosts.gpus import GpuFact
-from launcher.hosts.needs import Needs, cards_of
+from launcher.hosts.checks.fitness import host_symptoms
+from launcher.hosts.checks.needs import Needs, cards_of
+from launcher.hosts.machine.facts import HERE, GpuHealth, LeftRun
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.units import GIB, MIB
 
 H100 = GpuFact(number=0, uuid="GPU-0", name="H100", total_bytes=80 * GIB, free_bytes=70 * GIB, capability=(9, 0))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from launcher.backends.fleet_order import FleetOrder
-from launcher.hosts.disk import CONTROLLER
-from launcher.hosts.fleet import Fleet, Host
-from launcher.hosts.link import Link
-from launcher.hosts.order import Order
+from launcher.hosts.connection.link import Link
+from launcher.hosts.connection.order import Order
+from launcher.hosts.files.disk import CONTROLLER
+from launcher.hosts.fleet.host import Host
+from launcher.hosts.fleet.lead import Fleet
 from launcher.rundir.folder import RunDir
 
 READY = {"kind": "ready", "code": "ours", "disk": CONTROLLER, "flaw": None, "addr": "10.0.0.1", "port": 20000, "alive": []}
@@ -42,9 +43,9 @@ def test_one_rank_tends_each_disk_but_that_of_rank_0(tmp_path):
     led = fleet(tmp_path, *({"disk": disk} for disk in disks))
     led._go()
     assert [host.link._said[0]["go"]["tends"] for host in led.hosts] == [False, True, False, True, False]
-    assert led.away is not None
-    assert led.away.disks == {"node1": (0, 1), CONTROLLER: (2, 3, 4, 5), "node4": (6, 7, 8, 9)}
-    assert led.away.others == ("node1", "node4")
+    assert led.carrier.away is not None
+    assert led.carrier.away.disks == {"node1": (0, 1), CONTROLLER: (2, 3, 4, 5), "node4": (6, 7, 8, 9)}
+    assert led.carrier.away.others == ("node1", "node4")
     assert led.run.stage("sft").away.exists()
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from launcher.backends.fleet_order import FleetOrder, write_fleet_order
 from launcher.errors import EXIT_STOPPED, LauncherError
-from launcher.hosts import board, follow, gather
-from launcher.hosts.board import Call, Card, Hearing
-from launcher.hosts.follow import Follower
-from launcher.hosts.gather import Gathering, Other
-from launcher.hosts.part import Asked
+from launcher.hosts.nodes import board, follow, gather
+from launcher.hosts.nodes.board import Call, Card, Hearing
+from launcher.hosts.nodes.follow import Follower
+from launcher.hosts.nodes.gather import Gathering, Other
+from launcher.hosts.nodes.part import Asked
 from launcher.rundir.folder import RunDir, read_json
 
 

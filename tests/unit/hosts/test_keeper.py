@@ -17,10 +17,10 @@ import pytest
 from launcher.backends.request import TOKEN
 from launcher.backends.shell import boot_id, find_processes, read_stat
 from launcher.errors import LauncherError
-from launcher.hosts.disk import CONTROLLER, claim
-from launcher.hosts.link import Link
-from launcher.hosts.order import Leader, Order
-from launcher.hosts.room import room_of
+from launcher.hosts.connection.link import Link
+from launcher.hosts.connection.order import Leader, Order
+from launcher.hosts.files.disk import CONTROLLER, claim
+from launcher.hosts.fleet.room import room_of
 from launcher.rundir.folder import RunDir
 
 AGENT = (sys.executable, "-m", "launcher.hosts", "agent")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from launcher.hosts.facts import HERE
-from launcher.hosts.gpus import GpuFact
-from launcher.hosts.likeness import unlike_symptoms
+from launcher.hosts.checks.likeness import unlike_symptoms
+from launcher.hosts.machine.facts import HERE
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.units import GIB
 from tests.unit.hosts.conftest import WELL
 

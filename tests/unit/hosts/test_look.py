@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.hosts import health
-from launcher.hosts.ask import facts_from
-from launcher.hosts.facts import GpuHealth
-from launcher.hosts.installed import installed_packages, normalised
-from launcher.hosts.leftovers import find_runs_alive
-from launcher.hosts.look import READ, WRITE, look
-from launcher.hosts.visit import _reply
+from launcher.hosts.checks.ask import facts_from
+from launcher.hosts.checks.visit import _reply
+from launcher.hosts.machine import health
+from launcher.hosts.machine.facts import GpuHealth
+from launcher.hosts.machine.installed import installed_packages, normalised
+from launcher.hosts.machine.leftovers import find_runs_alive
+from launcher.hosts.machine.look import READ, WRITE, look
 
 # Each costs a cold Python 5 to 100 ms, on every host at once.
 HEAVY = (
@@ -33,7 +33,8 @@ HEAVY = (
 
 
 def test_a_visit_imports_little():
-    script = "import sys, launcher.hosts.__main__, launcher.hosts.agent, launcher.hosts.visit\nprint([m for m in sys.modules])"
+    modules = "launcher.hosts.__main__, launcher.hosts.fleet.agent, launcher.hosts.checks.visit"
+    script = f"import sys, {modules}\nprint([m for m in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert [name for name in HEAVY if f"'{name}'" in done.stdout] == []
 

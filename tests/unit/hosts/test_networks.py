@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.networks import network_gbs
+from launcher.hosts.machine.networks import network_gbs
 
 
 def card(root, name, *, speed, state="up", device=True):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.hosts.nodelist import MOST_HOSTS, expand_nodelist
+from launcher.hosts.nodes.nodelist import MOST_HOSTS, expand_nodelist
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import Problem
-from launcher.hosts.cargo import Away, Cargo
-from launcher.hosts.disk import claim
-from launcher.hosts.freight import Carried, fetch, ship
-from launcher.hosts.parcels import Place, Strange, run_place
+from launcher.hosts.files.cargo import Away, Cargo
+from launcher.hosts.files.disk import claim
+from launcher.hosts.files.freight import Carried, fetch, ship
+from launcher.hosts.files.parcels import Place, Strange, run_place
 from launcher.rundir.folder import RunDir
 
 AGENT = (sys.executable, "-m", "launcher.hosts", "agent")
@@ -44,7 +44,8 @@ def agents(tmp_path):
     """An agent that finds another disk in the place of the controller's runs folder, as on a host."""
     script = f"""
 import sys
-from launcher.hosts import agent, porter
+from launcher.hosts.fleet import agent
+from launcher.hosts.files import porter
 real = porter.run_place
 porter.run_place = lambda root, run, **how: real({str(tmp_path / "there")!r}, run, **how)
 sys.exit(agent.serve())

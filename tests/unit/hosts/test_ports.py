@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.hosts import ports
+from launcher.hosts.machine import ports
 
 
 def test_a_free_port_can_be_bound_and_a_taken_one_is_not_given(monkeypatch):

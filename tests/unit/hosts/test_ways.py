@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.facts import HERE, Clock, Examined, Odd
-from launcher.hosts.mesh import MOST_IN_FULL, knocks
-from launcher.hosts.needs import Needs
-from launcher.hosts.ways import clock_symptoms, way_symptoms
+from launcher.hosts.checks.mesh import MOST_IN_FULL, knocks
+from launcher.hosts.checks.needs import Needs
+from launcher.hosts.checks.ways import clock_symptoms, way_symptoms
+from launcher.hosts.machine.facts import HERE, Clock, Examined, Odd
 from tests.unit.hosts.conftest import door
 
 

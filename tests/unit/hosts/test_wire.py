@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.order import Order, order_from, order_line
-from launcher.hosts.wire import BadLine, line, parse
+from launcher.hosts.connection.order import Order, order_from, order_line
+from launcher.hosts.connection.wire import BadLine, line, parse
 
 ORDER = Order(
     token="/runs/a",

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from launcher.hosts.words import MOST_BYTES, Words, write_word
+from launcher.hosts.files.words import MOST_BYTES, Words, write_word
 from launcher.rundir.folder import StageDir
 
 RANKS = range(2)

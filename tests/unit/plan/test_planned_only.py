@@ -8,7 +8,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import LauncherError
-from launcher.hosts.gpus import GpuFact
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.shape import PLANNED_ONLY, shape_from_config
 from launcher.spec.load import open_job_text

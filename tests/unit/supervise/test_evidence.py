@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from launcher.errors import Problem
-from launcher.hosts.ranks import Death
+from launcher.hosts.machine.ranks import Death
 from launcher.supervise.evidence import Evidence, Told, find_problems
 
 TERM, KILL, SEGV, EXIT_1 = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGSEGV), 1 << 8

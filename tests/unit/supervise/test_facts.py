@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.hosts.catalogue import catalogue_name
-from launcher.hosts.gpus import GpuFact, visible_of
-from launcher.hosts.machine import free_disk_bytes, free_memory_bytes, total_memory_bytes, usable_cores, used_bytes
+from launcher.hosts.machine.capacity import free_disk_bytes, free_memory_bytes, total_memory_bytes, usable_cores, used_bytes
+from launcher.hosts.machine.catalogue import catalogue_name
+from launcher.hosts.machine.gpus import GpuFact, visible_of
 from launcher.spec.job import ClusterSpec
 from launcher.spec.load import open_job_text
 from launcher.supervise import facts
@@ -115,7 +115,7 @@ def test_what_a_run_has_written_counts_as_free(tmp_path):
 
 
 def test_torch_is_never_imported_to_know_the_machine():
-    code = "import sys; from launcher.hosts.gpus import find_gpus; find_gpus({}); print('torch' in sys.modules)"
+    code = "import sys; from launcher.hosts.machine.gpus import find_gpus; find_gpus({}); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 

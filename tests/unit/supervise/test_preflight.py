@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.hosts.gpus import GpuFact
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.plan.make import make_plan
 from launcher.rundir.folder import read_json
 from launcher.spec.load import open_job_text

@@ -1,0 +1,1 @@
+"""Files of a run between the controller and hosts with disks of their own."""

@@ -1,0 +1,1 @@
+"""All hosts of one stage: who leads them, and what keeps the ranks on each."""

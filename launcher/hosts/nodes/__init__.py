@@ -1,0 +1,1 @@
+"""Nodes that a scheduler starts by itself: where each stands, and how they work together."""

@@ -1,0 +1,105 @@
+"""A node other than the first: takes part in every stage that node 0 calls it to, until node 0 says that all is over. DO.
+
+It decides nothing and judges nothing: its ranks' markers and its launch.py's exit code lie in the run folder. A silent node 0
+is taken for dead: the part is ended, so that no GPU waits in a collective, and the next node 0 is waited for.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, field
+
+from launcher.errors import EXIT_STOPPED, LauncherError, Problem
+from launcher.hosts.nodes import board
+from launcher.hosts.nodes.board import BEAT_S, Call, Card, Hearing
+from launcher.hosts.nodes.join import order_of
+from launcher.hosts.nodes.part import Asked, Part, begin
+from launcher.rundir.folder import RunDir
+
+LOOK_S = 0.2  # at processes: between a rank's death and launch.py's next look the kernel still tells how it died
+ASK_S = 1.0  # at the shared folder, which all nodes ask
+LEADER_WAIT_S = 1800.0  # for node 0 to be there: without gang scheduling it may wait for a machine
+
+
+@dataclass(slots=True)
+class Follower:
+    """One node, for as long as its program runs."""
+
+    run: RunDir
+    node: int
+    asked: Asked
+    nonce: str = field(default_factory=board.new_nonce)
+    host: str = field(default_factory=socket.gethostname)
+    leader: Hearing = field(default_factory=Hearing)
+    part: Part | None = None
+    attempt: str = ""
+    code: int | None = None
+    _beat: int = 0
+    _next_beat_s: float = 0.0
+    _next_ask_s: float = 0.0
+
+    def follow(self) -> int:
+        """The exit code. LauncherError E520 where no node 0 is heard."""
+        while True:
+            if self.asked.to_end:
+                self._end_part()
+                return EXIT_STOPPED
+            if self.part is not None and (code := self.part.look()) is not None:
+                self._end_part(code)
+            call = self._call() if time.monotonic() >= self._next_ask_s else None
+            if call is not None and (code := self._obey(call)) is not None:
+                return code
+            if time.monotonic() >= self._next_beat_s:
+                self._speak()
+                self._listen()
+            time.sleep(LOOK_S)
+
+    def _call(self) -> Call | None:
+        """What is asked of this very process."""
+        self._next_ask_s = time.monotonic() + ASK_S
+        call = board.read_call(self.run)
+        return call if call is not None and call.nodes.get(str(self.node)) == self.nonce else None
+
+    def _obey(self, call: Call) -> int | None:
+        """The exit code where all is over."""
+        if call.do == "end":
+            self._end_part()
+            return call.code
+        if call.do == "stop" and call.attempt == self.attempt:
+            self._end_part()
+        if call.do == "stage" and call.attempt != self.attempt:
+            self._end_part()
+            self.attempt, self.code = call.attempt, None
+            slots = order_of(self.run, call.stage).slots
+            self.part = begin(self.run, call.stage, node=self.node, host=self.host, slots=slots)
+            self._speak()
+        return None
+
+    def _end_part(self, code: int | None = None) -> None:
+        if self.part is not None:
+            ended = self.part.end()
+            self.part, self.code = None, ended if code is None else code
+            self._speak()
+
+    def _speak(self) -> None:
+        self._beat += 1
+        self._next_beat_s = time.monotonic() + BEAT_S
+        card = Card(node=self.node, nonce=self.nonce, host=self.host, beat=self._beat, attempt=self.attempt, code=self.code)
+        board.write_card(self.run, card)
+
+    def _listen(self) -> None:
+        self.leader.hear(board.read_card(self.run, 0))
+        if self.leader.silent:
+            self._end_part()
+        if time.monotonic() - self.leader.heard_s > LEADER_WAIT_S:
+            what = f"node 0 was not heard for {LEADER_WAIT_S / 60:.0f} min"
+            hint = "see whether it was started, and whether all nodes see the same folder"
+            raise LauncherError(Problem(code="E520", where=str(self.run.path), what=what, hint=hint))
+
+
+def follow(run: RunDir, node: int) -> int:
+    """The exit code, node 0's where it says one."""
+    asked = Asked()
+    asked.listen()
+    return Follower(run=run, node=node, asked=asked).follow()

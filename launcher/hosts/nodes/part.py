@@ -1,0 +1,85 @@
+"""One node's part in a stage: its launch.py and ranks, from the start to the last process. DO.
+
+The run folder is shared by all nodes; processes are only ever this node's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from launcher.backends.request import TOKEN, LaunchRequest
+from launcher.backends.shell import Child, Process, end_processes, start
+from launcher.errors import LauncherError, Problem
+from launcher.hosts.machine.ranks import RankTable
+from launcher.rundir.folder import RunDir, write_json
+
+GRACE_S = 5.0
+KILLED = -9
+
+
+@dataclass(slots=True)
+class Asked:
+    """Whether INT or TERM came."""
+
+    to_end: bool = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.to_end = True
+
+
+@dataclass(slots=True)
+class Part:
+    """Started. `look` is called again and again until it tells an exit code."""
+
+    run: RunDir
+    stage: str
+    host: str
+    child: Child
+    ranks: RankTable
+    _told: set[int] = field(default_factory=set)
+
+    def look(self) -> int | None:
+        """The exit code once launch.py has ended; deaths of ranks are noted in the run folder."""
+        self.ranks.look()
+        for rank, death in self.ranks.ended.items():
+            if rank not in self._told and not self.run.stage(self.stage).done(rank).exists():
+                told = {"t": death.seen_s, "wait_status": death.wait_status, "host": self.host}
+                with suppress(OSError):  # a full disk: what is left is the exit code
+                    write_json(self.run.stage(self.stage).death(rank), told)
+            self._told.add(rank)
+        return self.child.poll()
+
+    def end(self) -> int:
+        """Nothing of the run is left on this node when this returns; the exit code. LauncherError E511 where something is."""
+        _, alive = end_processes(str(self.run.path), grace_s=GRACE_S)
+        if alive:
+            raise LauncherError(_stubborn(self.host, alive))
+        deadline_s = time.monotonic() + GRACE_S
+        while (code := self.look()) is None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        return KILLED if code is None else code
+
+
+def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int) -> Part:
+    """`python -m launcher.hosts join RUN STAGE` finds the node's place and becomes launch.py."""
+    argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "join", str(run.path), stage)
+    request = LaunchRequest(stage=stage, argv=argv, env=((TOKEN, str(run.path)),), world=slots)
+    log = run.stage(stage).logs / (f"node{node}.log" if node else "launcher.log")
+    child = start(request, cwd=run.path, log=log, base_env=dict(os.environ))
+    return Part(run=run, stage=stage, host=host, child=child, ranks=RankTable(str(run.path), world=slots))
+
+
+def _stubborn(host: str, alive: list[Process]) -> Problem:
+    what = f"process {', '.join(str(process.pid) for process in alive)} does not end, not even by SIGKILL"
+    hint = "a driver or a file system may hold it in the kernel; end the node"
+    return Problem(code="E511", where=host, what=what, hint=hint)
