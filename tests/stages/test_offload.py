@@ -222,7 +222,9 @@ def test_matrices_decay_and_nothing_else_does():
 def skip_unless_built(op):
     from torch.utils import cpp_extension
 
-    if not (Path(cpp_extension._get_build_directory(op, verbose=False)) / f"{op}.so").exists():
+    folder = Path(cpp_extension._get_build_directory(op, verbose=False))
+    recipe = (folder / "build.ninja").read_text() if (folder / f"{op}.so").exists() else ""
+    if str(Path(cpp_extension.__file__).parents[1]) not in recipe:  # another environment's would be built anew, for minutes
         command = f"""DS_ACCELERATOR=cpu python -c 'from launcher.train.ops import prebuild; prebuild(["{op}"])'"""
         pytest.skip(f"{op} is not built, it takes minutes: {command}")
 
@@ -266,14 +268,19 @@ def test_a_ratio_with_deepspeeds_own_adam(plain):
 
 
 def test_optimizer_states_on_a_disk(tmp_path):
-    """Small tensors stay in memory: this model is large enough for swap files."""
+    """The same as in host memory, bit for bit. Small tensors stay in memory: this model is large enough for swap files."""
     skip_unless_built("async_io")
     sizes = {"hidden": 256, "vocab": 4096}
+    in_memory, _ = run_ranks(
+        partial(_offloaded, **sizes), 3, {"sub_group_size": 1_000_000, "offload_optimizer": {"device": "cpu"}}
+    )
     disk = {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": True, "buffer_count": 4}
     [wanted] = run_ranks(partial(_plain, **sizes), world=1)
     got, _ = run_ranks(partial(_offloaded, **sizes), 3, {"sub_group_size": 1_000_000, "offload_optimizer": disk})
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    losses, norms, weights = differences(got, wanted)
+    losses, norms, _ = differences(got, wanted)
 
     assert sum(path.stat().st_size for path in files) > 30e6
-    assert (losses < 5e-6, norms < 1e-4, weights < 5e-5) == (True, True, True)
+    assert differences(got, in_memory) == (0.0, 0.0, 0.0)
+    # Weights apart from those of plain PyTorch by 3e-5 to 8e-5, by the kind of CPU, as in memory: Adam's first steps are signs.
+    assert (losses < 5e-6, norms < 1e-4) == (True, True)

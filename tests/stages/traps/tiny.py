@@ -39,7 +39,15 @@ class Trained:
 
 def first(function: Callable[..., Any], *args: Any, world: int = 2) -> Any:
     """What rank 0 returned."""
-    return run_ranks(function, *args, world=world)[0]
+    return run_ranks(_together, function, args, world=world)[0]
+
+
+def _together(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Rank 0 holds the store with which others may still be making their groups: nobody leaves before all have come so far."""
+    value = function(*args)
+    if dist.is_initialized():
+        dist.barrier()
+    return value
 
 
 def each(function: Callable[..., Any], *cases: Any, world: int = 2) -> list[Any]:
