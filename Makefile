@@ -14,7 +14,7 @@ help:
 	@echo "make test      all tests"
 	@echo "make test-matrix  every layout against plain PyTorch, and its memory against the plan (half an hour on two cores)"
 	@echo "make test-cluster  tests on hosts made of Linux namespaces: ssh, faults, SLURM; root on Linux, skipped loudly elsewhere"
-	@echo "make check     linters, types, import contracts and the tests that need no torch (under a minute)"
+	@echo "make check     linters, types, import contracts and the tests that need no torch (two to three minutes on two cores)"
 	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
 	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"
 	@echo "make bench     the benchmarks of benchmarks/"
