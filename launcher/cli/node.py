@@ -1,6 +1,6 @@
 """`launcher node RUN --from DIR`: this node's part in a run whose nodes a scheduler starts, all with the same command.
 
-Kubernetes, SkyPilot and dstack start it from what `launcher render` wrote; `srun` can. Node 0 controls the run as
+Kubernetes, SkyPilot and dstack start it from what `launcher render` wrote; `srun` and `mpirun` can. Node 0 controls the run as
 `launcher run` does, the others follow it. All of them end with the exit code of the run.
 """
 

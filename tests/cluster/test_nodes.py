@@ -176,3 +176,15 @@ def test_srun_starts_the_same_command_and_slurm_tells_the_places(pods: Pods) -> 
     assert done.returncode == 0, done.stderr
     assert "node 1 of 2, told by SLURM; node 0 is node1" in done.stderr
     assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
+
+
+@pytest.mark.needs("mpirun")
+def test_mpirun_starts_the_same_command_and_open_mpi_tells_the_places(pods: Pods) -> None:
+    pods.render(stages=[{**STAGE, "kind": "pretrain"}])
+    env = {**HERE, "LAUNCHER_MASTER": "node1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    handed = [word for name in ("LAUNCHER_MASTER", *HERE) for word in ("-x", name)]
+    argv = ["mpirun", "-np", "2", "--host", "node1,node2", "--map-by", "ppr:1:node", *handed, *pods.command()]
+    done = pods.cluster.run("node1", argv, env=env, cwd=str(pods.folder), timeout_s=WAIT_S)
+    assert done.returncode == 0, done.stderr
+    assert "node 1 of 2, told by Open MPI; node 0 is node1" in done.stderr
+    assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
