@@ -47,6 +47,7 @@ class Ending:
     state: Literal["done", "failed", "stopped"]
     stage: str = ""
     problems: tuple[Problem, ...] = ()
+    signal: str = ""  # the first that asked a stopped chain to stop; SIGUSR1: a scheduler, whose time is nearly over
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ class Chain:
             return self._failed((_unwritable(self.run, error),))
         except Stopped:
             self.journal.event("run.stopped", stage=self.at, signal=self.stop.signal_name)
-            return Ending(state="stopped", stage=self.at)
+            return Ending(state="stopped", stage=self.at, signal=self.stop.signal_name)
         self.journal.event("run.finished", seconds=round(time.monotonic() - started_s, 1))
         return Ending(state="done")
 

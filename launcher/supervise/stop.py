@@ -1,6 +1,7 @@
 """Signals to `launcher run` -> a flag that the watch reads. DO.
 
-INT or TERM asks to stop cleanly, a second one to stop at once. HUP is ignored: closing the terminal does not end a run.
+INT or TERM asks to stop cleanly, a second one to stop at once. USR1 is a scheduler's word that the time is nearly over: it asks
+once, however often it comes. HUP is ignored: closing the terminal does not end a run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class StopFlag:
     """Set by signals, read by the watch at every look."""
 
     count: int = 0
-    signal_name: str = ""
+    signal_name: str = ""  # of the first one, which says why the run stops
 
     @property
     def asked(self) -> bool:
@@ -29,8 +30,10 @@ class StopFlag:
         return self.count > 1
 
     def ask(self, number: int) -> None:
+        if number == signal.SIGUSR1 and self.asked:
+            return
         self.count += 1
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = self.signal_name or signal.Signals(number).name
 
     def wait(self, seconds: float) -> None:
         time.sleep(0 if self.asked else seconds)
@@ -38,12 +41,12 @@ class StopFlag:
 
 @contextmanager
 def listening(flag: StopFlag) -> Iterator[StopFlag]:
-    """Route INT and TERM into the flag while the block runs; the earlier handlers come back after it."""
+    """Route INT, TERM and USR1 into the flag while the block runs; the earlier handlers come back after it."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         flag.ask(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield flag

@@ -219,7 +219,7 @@ def test_a_stop_ends_the_chain_and_resume_goes_on(run, walk):
     stop = StopFlag()
     threading.Timer(3.0, stop.ask, [signal.SIGTERM]).start()
     ending = walk(fault="sft:hang", stop=stop)
-    assert (ending.state, ending.stage) == ("stopped", "sft")
+    assert (ending.state, ending.stage, ending.signal) == ("stopped", "sft", "SIGTERM")
     assert walk().state == "done"
     assert stage_events(run)[0] == "pretrain kept"
 
