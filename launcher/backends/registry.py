@@ -48,6 +48,13 @@ class Fleets(Protocol):
 
 
 @runtime_checkable
+class Scripts(Protocol):
+    """What a backend offers whose stages are started in another way where this program does not start them."""
+
+    def script(self, job: JobSpec, plan: Plan, run: RunDir, *, port: int) -> dict[str, str]: ...
+
+
+@runtime_checkable
 class Renders(Protocol):
     """What a backend offers whose nodes come by themselves: the files that make somebody else start them."""
 

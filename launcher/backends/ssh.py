@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from launcher.backends import local
+from launcher.backends import local, pdsh
 from launcher.backends.fleet_order import FleetOrder, launch_argv
 from launcher.backends.local import MEET
 from launcher.backends.request import TOKEN, LaunchRequest
@@ -38,8 +38,16 @@ def agent_argv(cluster: ClusterSpec, host: str) -> tuple[str, ...]:
 
 
 def hostfile_text(machine: Machine) -> str:
-    """DeepSpeed's hostfile, for those who start the ranks without this program."""
-    return "".join(f"{host} slots={machine.slots}\n" for host in machine.hosts)
+    """DeepSpeed's hostfile: enough slots that every GPU which is meant has its number among them."""
+    slots = max((machine.slots, *(number + 1 for number in machine.devices)))
+    return "".join(f"{host} slots={slots}\n" for host in machine.hosts)
+
+
+def script(job: JobSpec, plan: Plan, run: RunDir, *, port: int) -> dict[str, str]:
+    """What starts the stages where this program does not: DeepSpeed's own launcher."""
+    orders = [fleet_order(job, plan, run, stage.name) for stage in plan.stages]
+    prepare = prepare_request(job, run)
+    return pdsh.script(job, plan.machine, run, orders, prepare=prepare, python=_python(job.cluster), port=port)
 
 
 def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest:

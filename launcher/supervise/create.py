@@ -1,6 +1,7 @@
 """(job text, JobSpec, Plan) -> RunDir: the folder with everything that the ranks, a shell or a reader needs.
 
-DO: names and files. `commands.sh` holds the very requests that the watch starts, so that a run works without this program.
+DO: names and files. `commands.sh` starts the stages without this program: by the very requests that the watch starts, or, over
+ssh, by DeepSpeed's own launcher.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.backends.fleet_order import write_fleet_order
-from launcher.backends.registry import Fleets, Renders, load_backend
+from launcher.backends.registry import Fleets, Renders, Scripts, load_backend
 from launcher.backends.request import LaunchRequest
 from launcher.dsconfig.order import stage_order
 from launcher.dsconfig.render import ds_config
@@ -83,7 +84,8 @@ def _write(run: RunDir, planned: Planned) -> None:
             write_atomic(run.rendered / name, text)
     else:
         write_atomic(run.rendered / "hostfile", backend.hostfile_text(planned.plan.machine))
-        write_atomic(run.rendered / "commands.sh", commands_text(run, planned))
+        for name, text in scripts(run, planned).items():
+            write_atomic(run.rendered / name, text)
     # Last, because a folder with job.json is a run: before it, a crash leaves nothing that anybody takes for one.
     write_json(run.job_json, planned.job.model_dump(mode="json", by_alias=True))
 
@@ -93,6 +95,14 @@ def requests(run: RunDir, planned: Planned, *, port: int = DEFAULT_PORT) -> list
     backend, job, plan = load_backend(planned.job.cluster.backend), planned.job, planned.plan
     stages = [backend.stage_request(job, plan, run, stage.name, port=port) for stage in plan.stages]
     return [backend.prepare_request(job, run), *stages]
+
+
+def scripts(run: RunDir, planned: Planned) -> dict[str, str]:
+    """Files of rendered/ that run the chain without supervision: commands.sh and what it reads."""
+    backend = load_backend(planned.job.cluster.backend)
+    if isinstance(backend, Scripts):
+        return backend.script(planned.job, planned.plan, run, port=DEFAULT_PORT)
+    return {"commands.sh": commands_text(run, planned)}
 
 
 def commands_text(run: RunDir, planned: Planned) -> str:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import launcher
 from launcher.hosts.connection.wire import LEASE_S
+from launcher.rundir.artifact import find_damage
+from launcher.rundir.folder import RunDir, read_json
 from tests.cluster.remote import JOB, STAGE, Remote, environ_of
 from tests.cluster.world import LOGIN, Cluster
 
@@ -32,6 +35,19 @@ HOSTILE = {
     "ACCENTS": "äöü ✓ 日本",
 }
 CANARY = "canary-8f3a1c5e7b"
+# Everything that has a meaning to some shell and comes through pdsh and DeepSpeed all the same.
+ODD = {
+    "SHELL_LIKE": "'single' ; & | > < * ? [a] {b} (c) ~ #y ^z",
+    "PDSH_LIKE": "1,2,3 a=b a:b@c",
+    "LEADING": "-oProxyCommand=id",
+    "BLANKS": "two  blanks",
+    "TILDE": "~/x:~root",
+    "ACCENTS": "äöü ✓ 日本",
+    "WORDS": "äöü",
+}
+
+
+ROOT = Path(launcher.__file__).parent.parent
 
 
 @pytest.fixture
@@ -40,7 +56,8 @@ def remote(tmp_path: Path) -> Iterator[Remote]:
         yield Remote(cluster, tmp_path)
 
 
-def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host(remote: Remote) -> None:
+@pytest.mark.needs("pdsh")
+def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host_and_so_do_deepspeeds_own_commands(remote: Remote) -> None:
     remote.write_job(CHAIN)
     code, _, err = remote("run", "job.yaml")
     assert code == 0, err
@@ -55,6 +72,43 @@ def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host(remote: Remote) 
     for stage in CHAIN:
         weights = [path / "stages" / str(stage["kind"]) / "artifact" / "model.safetensors" for path in (over_ssh.path, near)]
         assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}) == 1, stage["kind"]
+    by_hand = RunDir(remote.folder / "a run by hand")
+    _run_by_hand(remote, by_hand)
+    assert remote.losses(by_hand) == {name: remote.losses(over_ssh)[name] for name in ("pretrain", "sft")}
+
+
+def _run_by_hand(remote: Remote, run: RunDir) -> None:
+    """The first two stages by `rendered/commands.sh`, with a folder and values that a shell would read in its own way."""
+    remote.write_job(CHAIN[:2], env={**ODD, "PYTHONPATH": str(ROOT)})
+    code, _, err = remote("render", "job.yaml", "-o", str(run.path))
+    assert code == 0, err
+    pipe = subprocess.PIPE
+    script = ["sh", str(run.rendered / "commands.sh")]
+    running = remote.cluster.start(LOGIN, script, env={"MLFLOW_TRACKING_TOKEN": CANARY}, stdout=pipe, stderr=subprocess.STDOUT)
+    remote.wait_for(
+        lambda: all(remote.processes(name, carry=f"RANK={rank}") for rank, name in enumerate(remote.cluster.nodes)), running
+    )
+    for rank, name in enumerate(remote.cluster.nodes):
+        found = environ_of(remote, name, remote.processes(name, carry=f"RANK={rank}")[0])
+        assert {key: found.get(key) for key in ODD} == ODD
+        assert found["LAUNCHER_RUN"] == str(run.path)
+        assert "MLFLOW_TRACKING_TOKEN" not in found
+    code, out, _ = remote.end(running)
+    assert code == 0, out
+    assert CANARY not in out
+    for stage in ("pretrain", "sft"):
+        assert [read_json(run.stage(stage).done(rank))["world"] for rank in range(2)] == [2, 2]
+        assert find_damage(run.stage(stage).artifact) == []
+
+
+def test_what_pdsh_would_change_is_refused(remote: Remote) -> None:
+    remote.write_job([LONG], env=HOSTILE, secrets=["WANDB_API_KEY"])
+    code, _, err = remote("render", "job.yaml", "-o", "one")
+    assert code == 0, err
+    done = remote.cluster.run(LOGIN, ["sh", str(remote.folder / "one/rendered/commands.sh")])
+    assert done.returncode == 2
+    told = [line.split(":")[0] for line in done.stderr.splitlines()[1:-1]]
+    assert told == ["cluster.secrets", "cluster.env.BLANKS", "cluster.env.PDSH_LIKE", "cluster.env.SHELL_LIKE"]
 
 
 def test_values_arrive_byte_by_byte_and_a_secret_is_nowhere_but_there(remote: Remote) -> None:
