@@ -92,7 +92,7 @@ def _check_hosts(cluster: ClusterSpec, loaded: LoadedJob | None, root: Path) -> 
             plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root), remote=lambda _: machine)
             checkup = checkup.with_symptoms(memory_symptoms(facts, planned_needs(loaded.job, plan)))
     except LauncherError as error:
-        return checkup.with_symptoms(doctor.symptoms_of(error.problems)), None
+        return checkup.with_symptoms(doctor.symptoms_of(error.problems, hosts=checkup.hosts)), None
     return checkup, machine
 
 

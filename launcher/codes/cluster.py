@@ -27,8 +27,8 @@ CODES: dict[str, CodeInfo] = {
     ),
     "E406": CodeInfo(
         title="no free port",
-        when="No port for the ranks to meet on could be bound on this machine.",
-        remedy="End what holds the ports, or allow binding on 127.0.0.1.",
+        when="No port for the ranks to meet on could be bound, or other programs took three of them one after the other.",
+        remedy="End what holds the ports on the host that is named, or allow binding on 127.0.0.1.",
     ),
     "E407": CodeInfo(
         title="package missing or too old",
@@ -85,7 +85,8 @@ CODES: dict[str, CodeInfo] = {
     ),
     "E417": CodeInfo(
         title="host not reachable",
-        when="A host of the job does not answer over ssh, its name is not known, or it was silent for longer than its lease.",
+        when="A host of the job does not answer over ssh, its name is not known, it was silent for longer than its lease, or it"
+        " was started anew.",
         remedy="Check the name, the network and sshd; `launcher doctor` looks at every host at once.",
     ),
     "E418": CodeInfo(

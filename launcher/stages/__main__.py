@@ -59,6 +59,14 @@ FAILURES: tuple[tuple[tuple[str, ...], tuple[str, str, str]], ...] = (
         ("E513", "a file may not be read or written", "mend its permissions, then resume: what has finished is kept"),
     ),
     (
+        ("EADDRINUSE", "address already in use"),
+        (
+            "E406",
+            "port {port} of {host}, on which the ranks meet, is taken by another program",
+            "see there with `ss -ltnp` who holds it, end it, and resume",
+        ),
+    ),
+    (
         ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted"),
         ("E551", "waited for a rank that had ended", "look at the rank that failed first"),
     ),
@@ -262,6 +270,7 @@ def known_failure(error: Exception) -> Problem | None:
     text = "".join(traceback.format_exception(error))
     for signs, (code, what, hint) in FAILURES:
         if any(sign in text for sign in signs):
+            what = what.format(host=os.uname().nodename, port=os.environ.get("MASTER_PORT", ""))
             return Problem(code=code, where="", what=f"{what} ({_first_line(error)})", hint=hint)
     return None
 

@@ -158,6 +158,7 @@ class Chain:
             except LauncherError as error:
                 if not tries_left or not _is_port_taken(error):
                     raise
+                self.journal.say(f"{name}: the port on which the ranks meet was taken; once more on another one")
         seconds = time.monotonic() - started_s
         self.journal.event("stage.finished", stage=name, seconds=round(seconds, 1))
         self.journal.say(f"{name}: done in {seconds_text(seconds)}")
@@ -209,7 +210,7 @@ def _unwritable(run: RunDir, error: OSError) -> Problem:
 
 
 def _is_port_taken(error: LauncherError) -> bool:
-    return any(sign in problem.what for problem in error.problems for sign in _PORT_TAKEN)
+    return any(problem.code == "E406" or sign in problem.what for problem in error.problems for sign in _PORT_TAKEN)
 
 
 def _inputs(run: RunDir, order: StageOrder) -> str:

@@ -64,9 +64,9 @@ def check_here(needs: Needs, problems: Sequence[Problem], *, folder: Path) -> Ch
     return Checkup(hosts=(HERE,), found=found, symptoms=()).with_symptoms(kept)
 
 
-def symptoms_of(problems: Iterable[Problem]) -> list[Symptom]:
-    """Of a plan, of the ranks together, or of this machine."""
-    return [Symptom(host=OF_NO_HOST, problem=problem) for problem in problems]
+def symptoms_of(problems: Iterable[Problem], *, hosts: Collection[str] = ()) -> list[Symptom]:
+    """Of the host where it is; of none where it is of a plan, of the ranks together, or of this machine."""
+    return [Symptom(host=problem.where if problem.where in hosts else OF_NO_HOST, problem=problem) for problem in problems]
 
 
 def _controlled(found: Examined) -> set[str]:

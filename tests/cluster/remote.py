@@ -95,10 +95,10 @@ class Remote:
         self.wait_for(lambda: any(runs.glob(f"*/*/stages/pretrain/checkpoints/step{step}/manifest.json")), process)
 
     def processes(self, name: str, *, carry: str | None = None) -> list[int]:
-        """Processes of a host, by their own number there, that carry the run (or another text) in their environment."""
-        wanted = f"LAUNCHER_RUN={self.token}" if carry is None else carry
-        script = 'grep -lsz -- "$1" /proc/[0-9]*/environ | cut -d/ -f3 | grep -v "^$$\\$" || true'
-        out = self.cluster.out(name, ["sh", "-c", script, "sh", wanted])
+        """Processes of a host, by their own number there, that carry this very run (or any text) in their environment."""
+        options, wanted = ("-lszxF", f"LAUNCHER_RUN={self.token}") if carry is None else ("-lszF", carry)
+        script = 'grep "$1" -- "$2" /proc/[0-9]*/environ | cut -d/ -f3 | grep -v "^$$\\$" || true'
+        out = self.cluster.out(name, ["sh", "-c", script, "sh", options, wanted])
         return [int(word) for word in out.split()]
 
     def rank(self, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -103,6 +104,14 @@ def test_an_unknown_name(remote: Remote) -> None:
     [problem] = problems["node9"]
     assert (code, problem["code"]) == (4, "E417")
     assert "hostfile" in str(problem["hint"])
+
+
+def test_more_slots_than_a_host_has_cores(remote: Remote) -> None:
+    (remote.folder / "hosts").write_text("node1 slots=900\nnode2 slots=900\n")
+    code, problems = told(remote, "--set", "batch.global=1800")
+    assert code == 4
+    assert [[problem["code"] for problem in problems[host]] for host in ("node1", "node2")] == [["E402"], ["E402"]]
+    assert str(problems["node2"][0]["hint"]).startswith("write slots=")
 
 
 def test_no_sshd(remote: Remote) -> None:
@@ -247,6 +256,12 @@ def test_everything_is_told_at_once_and_a_run_is_refused_for_the_same(remote: Re
     assert code == 4
     assert [problem["code"] for problem in problems["node1"]] == ["E417"]
     assert [problem["code"] for problem in problems["node2"]] == ["E426"]
+    code, out, err = remote("doctor", "job.yaml", "--no-rendezvous")
+    assert code == 4
+    table = out + err
+    assert re.search(r"^node1 +not reached", table, re.M), table
+    assert re.search(r"^node2 ", table, re.M), table
+    assert all(word in table for word in ("node1 [E417]", "start sshd", "node2 [E426]", "launcher/units.py"))
     remote.cluster.start_sshd("node1")
     code, _, err = remote("run", "job.yaml")
     assert code == 4

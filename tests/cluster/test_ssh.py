@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import launcher
 from launcher.hosts.connection.wire import LEASE_S
 from launcher.rundir.artifact import find_damage
+from launcher.rundir.find import find_runs
 from launcher.rundir.folder import RunDir, read_json
 from tests.cluster.remote import JOB, STAGE, Remote, environ_of
 from tests.cluster.world import LOGIN, Cluster
@@ -34,6 +37,8 @@ HOSTILE = {
     "BLANKS": "  two  blanks  ",
     "ACCENTS": "äöü ✓ 日本",
 }
+ENDED_WITHIN_S = 25.0  # the others' last words, grace and SIGKILL
+UNREACHABLE_WITHIN_S = 8.0  # three beats of two seconds, and what a busy machine adds
 CANARY = "canary-8f3a1c5e7b"
 # Everything that has a meaning to some shell and comes through pdsh and DeepSpeed all the same.
 ODD = {
@@ -130,10 +135,18 @@ def test_values_arrive_byte_by_byte_and_a_secret_is_nowhere_but_there(remote: Re
     assert subprocess.run(["grep", "-r", CANARY, str(remote.folder)], check=False, capture_output=True).stdout == b""
 
 
-def test_a_rank_that_is_killed_on_another_host_is_named_and_the_run_goes_on_from_its_checkpoint(remote: Remote) -> None:
+def test_a_taken_port_costs_one_try_and_a_rank_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint(
+    remote: Remote,
+) -> None:
     remote.write_job([LONG])
     running = remote.start("run", "job.yaml", "--set", "stages.pretrain.steps=60")
+    taken = _take_the_port(remote, running)
     remote.wait_for_step(20, running)
+    assert len(remote.events("stage.launched")) == 2
+    [failed] = remote.events("rank.problem")
+    assert (failed["problems"][0]["code"], failed["rank"]) == ("E406", 0)
+    assert f"port {taken} of node1, on which the ranks meet, is taken" in failed["problems"][0]["what"]
+    assert "ss -ltnp" in failed["problems"][0]["hint"]
     remote.kill("node2", remote.rank("node2"))
     code, _, err = remote.end(running)
     assert code == 5
@@ -145,20 +158,28 @@ def test_a_rank_that_is_killed_on_another_host_is_named_and_the_run_goes_on_from
 
 
 def test_a_broken_connection_ends_nothing(remote: Remote) -> None:
+    """The client is killed, the server is killed, the cable is out: each is told within UNREACHABLE_WITHIN_S, with its host."""
     remote.write_job([LONG])
     running = remote.start("run", "job.yaml", "--set", "stages.pretrain.steps=120")
     remote.wait_for_step(20, running)
     ranks = {name: remote.rank(name) for name in remote.cluster.nodes}
-    for pid in _ssh_clients(remote):
-        remote.kill(LOGIN, pid)
+    broke_s = time.time()
+    remote.cluster.out(LOGIN, ["pkill", "-KILL", "-f", "ssh .* node1 "])
+    remote.cluster.out("node2", ["pkill", "-KILL", "-f", "^sshd: .*notty"])
     remote.wait_for(lambda: len(remote.events("host.unreachable")) == 2, running)
     remote.wait_for(lambda: len(remote.events("host.running")) == 4, running)
     assert {name: remote.rank(name) for name in remote.cluster.nodes} == ranks
+    cut_s = time.time()
     remote.cluster.cable("node2", up=False)
     remote.wait_for(lambda: len(remote.events("host.unreachable")) == 3, running)
     remote.cluster.heal("node2")
     code, _, err = remote.end(running)
     assert code == 0, err
+    told = remote.events("host.unreachable")
+    assert {event["host"] for event in told[:2]} == {"node1", "node2"}
+    assert told[2]["host"] == "node2"
+    assert max(float(str(event["t"])) for event in told[:2]) - broke_s < UNREACHABLE_WITHIN_S
+    assert float(str(told[2]["t"])) - cut_s < UNREACHABLE_WITHIN_S
     assert [event["kind"] for event in remote.events("stage.")].count("stage.launched") == 1
 
 
@@ -178,24 +199,63 @@ def test_a_host_that_crashes_is_named_and_the_other_one_is_freed(remote: Remote)
     assert code == 0, err
 
 
-def test_after_the_death_of_the_controller_the_next_one_ends_what_is_left_first(remote: Remote) -> None:
+def test_what_an_earlier_attempt_left_is_ended_first_and_nobody_elses_processes(remote: Remote) -> None:
+    """A keeper is killed under its controller. In the next attempt the controller is, and the keeper of node2 too."""
     remote.write_job([LONG])
-    running = remote.start("run", "job.yaml", "--set", "stages.pretrain.steps=120")
+    running = remote.start("run", "job.yaml", "--set", "stages.pretrain.steps=60")
     remote.wait_for_step(20, running)
-    before = {name: set(remote.processes(name)) for name in remote.cluster.nodes}
+    strangers = {name: _strangers(remote, name, remote.rank(name)) for name in remote.cluster.nodes}
+    killed_s = time.monotonic()
+    remote.cluster.out("node2", ["pkill", "-KILL", "-f", "launcher.hosts keep"])
+    code, _, err = remote.end(running)
+    assert code == 4
+    assert "node2 [E417]" in err
+    assert "dmesg" in err
+    assert time.monotonic() - killed_s < ENDED_WITHIN_S
+    assert remote.left() == {}
+
+    running = remote.start("resume")
+    remote.wait_for(lambda: len(remote.events("host.running")) == 2 * len(remote.cluster.nodes) + 1, running)  # one was `up`
+    remote.wait_for(lambda: all(map(remote.processes, remote.cluster.nodes)), running)
+    before = {name: remote.processes(name) for name in remote.cluster.nodes}
     for pid in [*remote.processes(LOGIN), *_controllers(remote)]:
         remote.kill(LOGIN, pid)
+    remote.cluster.out("node2", ["pkill", "-KILL", "-f", "launcher.hosts keep"])
     running.communicate(timeout=30)
     assert all(remote.processes(name) for name in remote.cluster.nodes)
+    asked_s = time.time()
     code, _, err = remote("resume")
     assert code == 0, err
     assert remote.left() == {}
-    assert not any(before[name] & set(remote.processes(name)) for name in remote.cluster.nodes)
+    ready = {event["host"]: event for event in remote.events("host.ready") if float(str(event["t"])) > asked_s}
+    assert set(before["node2"]) <= set(ready["node2"]["left"])  # node1's keeper ends what it has when it hears of the next
+    assert [process.poll() for processes in strangers.values() for process in processes] == [None] * 6
+    for process in (process for processes in strangers.values() for process in processes):
+        process.kill()
+        process.wait()
 
 
-def _ssh_clients(remote: Remote) -> list[int]:
-    out = remote.cluster.out(LOGIN, ["sh", "-c", "pgrep -x ssh || true"])
-    return [int(word) for word in out.split()]
+def _strangers(remote: Remote, name: str, rank: int) -> list[subprocess.Popen[str]]:
+    """Look like a rank of ours and are none: of a run whose folder begins as ours does, of one below it, of none."""
+    argv = remote.cluster.out(name, ["sh", "-c", f"tr '\\0' ' ' < /proc/{rank}/cmdline"])
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    sleep = ["bash", "-c", 'exec -a "$0" sleep 600', argv]
+    tokens = ({"LAUNCHER_RUN": f"{remote.token}0"}, {"LAUNCHER_RUN": f"{remote.token}/stages"}, {"OTHER": remote.token})
+    return [remote.cluster.start(name, sleep, env=env, **pipes) for env in tokens]
+
+
+def _take_the_port(remote: Remote, running: subprocess.Popen[str]) -> int:
+    """Listen on the port on which the ranks are about to meet, before they have imported torch. The port."""
+
+    def found() -> re.Match[str] | None:
+        log = remote.run.stage("pretrain").logs / "launcher.log" if find_runs(remote.runs()) else None
+        return re.search(r"ranks meet at \S+:(\d+) ", log.read_text()) if log and log.exists() else None
+
+    remote.wait_for(lambda: found() is not None, running)
+    port = str(found()[1])  # type: ignore[index]
+    listen = "import socket, sys, time; server = socket.create_server(('', int(sys.argv[1]))); time.sleep(60)"
+    remote.cluster.start("node1", [sys.executable, "-S", "-c", listen, port])
+    return int(port)
 
 
 def _controllers(remote: Remote) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.backends.pipes import Pipe, open_pipe
 from launcher.errors import LauncherError
@@ -83,7 +83,7 @@ class Link:
         beating = asyncio.create_task(self._beat(pipe))
         wait_s = FIRST_WORD_S
         try:
-            for one in (order_line(self.order), line({"beat": self.seen}), *map(line, self._said)):
+            for one in (order_line(replace(self.order, seen=self.seen)), line({"beat": self.seen}), *map(line, self._said)):
                 pipe.write(one)
             while text := await asyncio.wait_for(pipe.read_line(), wait_s):
                 message = parse(text)

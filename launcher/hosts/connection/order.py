@@ -35,6 +35,7 @@ class Order:
     leader: Leader | None = None
     others: tuple[str, ...]  # names of the other hosts, as this one may know them
     lease_s: float = LEASE_S
+    seen: int = 0  # number of the last message that the controller has; a keeper that never sent so many is not the first one
 
 
 def order_line(order: Order) -> bytes:

@@ -12,7 +12,8 @@
                         {"n": 3, "kind": "line", "text": …}              a line of the launcher's output
                         {"n": 4, "kind": "word", "file": …, "at": …}     where its disk is not ours: a file has grown
                         {"n": 5, "kind": "death", "rank": …, "t": …}     a rank that ended without its marker
-                        {"n": 6, "kind": "ended", "code": …, "alive": […]}
+                        {"n": 6, "kind": "keeper.lost"}                  after a new connection: the keeper before was killed
+                        {"n": 7, "kind": "ended", "code": …, "alive": […]}
 
 Files go over connections of their own (porter.py).
 

@@ -24,6 +24,7 @@ class Host:
     ready: Mapping[str, object] | None = None
     code: int | None = None
     problem: Problem | None = None
+    orphaned: bool = False  # the keeper that held its ranks is gone, and another one ends them
     silence: str = ""  # why the connection is down, while it is
     done: dict[str, str] = field(default_factory=dict)  # markers of ranks whose files are still to be fetched
 

@@ -196,7 +196,10 @@ class Keeper:
         self.heard_s = time.monotonic()
         if self.order is None:
             self.order = order
-            self._tidying = asyncio.create_task(self._tidy(order))
+            if order.seen:
+                await self._bury(order)
+            else:
+                self._tidying = asyncio.create_task(self._tidy(order))
         ours = self.order.attempt == order.attempt
         if not ours:
             self.stop_s = 0.0 if self.stop_s is None else self.stop_s
@@ -204,6 +207,11 @@ class Keeper:
         writer.write(line({"kind": "kept" if ours else "other", "attempt": self.order.attempt}))
         await writer.drain()
         return ours
+
+    async def _bury(self, order: Order) -> None:
+        """The keeper that began this attempt is gone: what it held is ended, and nothing is started again."""
+        self.told, self.stop_s = order.seen, GRACE_S
+        await self._tell("keeper.lost")
 
     async def _tidy(self, order: Order) -> None:
         """End what an earlier attempt left on this host, then say where the ranks could meet here."""

@@ -199,6 +199,8 @@ class Fleet:
         match message["kind"]:
             case "ready":
                 host.ready = message
+                if left := message.get("left"):
+                    say(f"[{host.link.host}] ended processes {left}, which an earlier attempt had left")
                 self.states.change(host, "ready", left=message.get("left"))
             case "started":
                 self.states.change(host, "running")
@@ -214,11 +216,18 @@ class Fleet:
             case "up":
                 host.silence = ""
                 self.states.change(host, "running" if host.ready else "connecting")
+            case "keeper.lost":
+                host.orphaned = True
+                self.states.change(host, "keeper lost")
             case "lease.over":
                 self.states.change(host, "lease over")
             case "ended":
                 host.code = int(str(message["code"]))
                 self.states.change(host, "ended", code=host.code)
+                if host.orphaned:
+                    what = "what keeps the ranks there was killed, or the host was started anew; its ranks have been ended"
+                    hint = "see in its kernel's log (dmesg) what ended it, and resume"
+                    host.problem = Problem(code="E417", where=host.link.host, what=what, hint=hint)
                 if alive := message.get("alive"):
                     what = f"process {', '.join(map(str, alive))} does not end, not even by SIGKILL"  # type: ignore[call-overload]
                     host.problem = Problem(code="E511", where=host.link.host, what=what, hint="look at it with ps")

@@ -58,3 +58,13 @@ def test_a_marker_waits_until_what_it_stands_for_is_here(tmp_path):
     assert led._all_done()
     assert not stage.done(0).exists()
     assert stage.problem(0).exists()
+
+
+def test_a_host_whose_keeper_was_killed_is_named(tmp_path):
+    led = fleet(tmp_path, {}, {})
+    led._take(led.hosts[1], {"kind": "keeper.lost"})
+    assert not led.hosts[1].over  # until what it held has ended
+    led._take(led.hosts[1], {"kind": "ended", "code": 0})
+    assert led._exit_code() == 4
+    [problem] = [host.problem for host in led.hosts if host.problem]
+    assert (problem.code, problem.where) == ("E417", "node2")

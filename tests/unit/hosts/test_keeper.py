@@ -142,6 +142,22 @@ def test_processes_of_a_keeper_that_was_killed_are_ended_first(order, tmp_path):
     assert told[-1]["code"] == 0
 
 
+def test_a_keeper_that_was_killed_under_its_controller_is_told_and_nothing_is_started_twice(order, tmp_path):
+    keeper: list[int] = []
+
+    async def kill_the_keeper(link: Link, message) -> None:
+        if message["kind"] == "started":
+            await asyncio.to_thread(wait_for, lambda: find_processes(str(tmp_path)))
+            keeper.append(int(Path(f"/proc/{message['pid']}/stat").read_text().split()[3]))
+            os.kill(keeper[0], signal.SIGKILL)
+
+    told = follow(Link(AGENT, order(SLEEP)), then=kill_the_keeper)
+    assert [message["kind"] for message in told] == ["ready", "started", "down", "up", "keeper.lost", "ended"]
+    assert [message["n"] for message in told if "n" in message] == [1, 2, 3, 4]
+    assert told[-1]["left"] == 1
+    assert find_processes(str(tmp_path)) == []
+
+
 def test_a_host_with_a_disk_of_its_own_tells_what_its_ranks_write(order, tmp_path):
     stage = RunDir(tmp_path).stage("sft")
     for path in (stage.done(0), stage.rank_log(0)):
