@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from launcher.rundir.folder import RunDir, write_json
 
+_WORLD_INFO = "--world_info="
 _MEETING = re.compile(r"\{(addr|port|node)\}")
 
 
@@ -33,8 +34,7 @@ class FleetOrder:
 
 def launch_argv(python: str, hosts: Sequence[str], devices: Sequence[int], words: Sequence[str]) -> tuple[str, ...]:
     """DeepSpeed's program for one node, which starts `launcher.stages` with `words` for each of `devices`."""
-    world_info = base64.urlsafe_b64encode(json.dumps({host: list(devices) for host in hosts}).encode()).decode()
-    launch = (python, "-u", "-P", "-m", "deepspeed.launcher.launch", f"--world_info={world_info}")
+    launch = (python, "-u", "-P", "-m", "deepspeed.launcher.launch", _world_info({host: list(devices) for host in hosts}))
     meeting = ("--node_rank={node}", "--master_addr={addr}", "--master_port={port}")
     return (*launch, *meeting, "--no_local_rank", "--module", "launcher.stages", *words)
 
@@ -43,6 +43,20 @@ def with_meeting(argv: Sequence[str], *, node: int, addr: str, port: int) -> tup
     """launch_argv with what is known once the hosts have met."""
     values = {"node": str(node), "addr": addr, "port": str(port)}
     return tuple(_MEETING.sub(lambda found: values[found[1]], word) for word in argv)
+
+
+def with_devices(argv: Sequence[str], *, host: str, devices: Sequence[int]) -> tuple[str, ...]:
+    """launch_argv with the GPUs that a scheduler gave to this host's job, where others use the rest of the host."""
+    return tuple(_with_devices(word, host, devices) if word.startswith(_WORLD_INFO) else word for word in argv)
+
+
+def _with_devices(word: str, host: str, devices: Sequence[int]) -> str:
+    world = json.loads(base64.urlsafe_b64decode(word.removeprefix(_WORLD_INFO)))
+    return _world_info({**world, host: list(devices[: len(world[host])])})
+
+
+def _world_info(world: Mapping[str, Sequence[int]]) -> str:
+    return _WORLD_INFO + base64.urlsafe_b64encode(json.dumps(dict(world)).encode()).decode()
 
 
 def fleet_path(run: RunDir, stage: str) -> Path:

@@ -1,7 +1,7 @@
 """(job, plan, run folder) -> what each node does for a run whose nodes a scheduler starts. Pure; for all such schedulers alike.
 
 Every node runs one command, `launcher node RUN --from DIR`. Node 0 controls the run as `launcher run` does elsewhere; the
-others follow it over the run folder, which lies on a volume that all of them share (hosts/nodes/).
+others follow it over the run folder, which lies where all of them see it (hosts/nodes/).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
 from launcher.spec.cloud import CloudSpec
+from launcher.spec.cluster import RENDERED
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import KubernetesSpec
 
@@ -28,21 +29,30 @@ prepare_request = local.prepare_request
 
 
 def block_of(job: JobSpec) -> KubernetesSpec | CloudSpec:
-    """What the job says of its nodes."""
+    """What the job says of nodes that have images and volumes of their own."""
     block = job.cluster.kubernetes or job.cluster.cloud
-    assert block is not None  # spec: a backend whose nodes come by themselves has one
+    assert block is not None  # spec: these backends have one
     return block
 
 
 def run_on_nodes(job: JobSpec, run: RunDir) -> RunDir:
-    """The run folder as nodes see it: the same name below their runs folder."""
-    return RunDir(Path(block_of(job).runs) / job.name / run.path.name)
+    """The run folder as nodes see it: the same one, or the same name below the runs folder of their volume."""
+    return RunDir(Path(block_of(job).runs) / job.name / run.path.name) if _apart(job) else run
 
 
 def node_argv(job: JobSpec, run: RunDir, source: str) -> list[str]:
     """The one command of every node. `source`: where it finds what was rendered."""
-    python, there = job.cluster.python or PYTHON, run_on_nodes(job, run).path
-    return [python, "-u", "-P", "-m", "launcher", "node", str(there), "--from", source]
+    return [python_of(job), "-u", "-P", "-m", "launcher", "node", str(run_on_nodes(job, run).path), "--from", source]
+
+
+def python_of(job: JobSpec) -> str:
+    """Of the image, or the one that runs here, which lies where all nodes see it."""
+    return job.cluster.python or (PYTHON if _apart(job) else sys.executable)
+
+
+def _apart(job: JobSpec) -> bool:
+    """Whether nodes see other files than this machine."""
+    return job.cluster.backend in RENDERED
 
 
 def node_env(job: JobSpec) -> dict[str, str]:
@@ -73,9 +83,9 @@ def fleet_order(job: JobSpec, plan: Plan, run: RunDir, stage: str) -> FleetOrder
         stage=stage,
         hosts=hosts,
         slots=slots,
-        argv=launch_argv(job.cluster.python or PYTHON, hosts, devices[:slots], ("train", str(there.path), stage)),
+        argv=launch_argv(python_of(job), hosts, devices[:slots], ("train", str(there.path), stage)),
         env=dict(local.rank_env(job.cluster, machine, there, ranks=slots)),
-        port=block_of(job).port,
+        port=block_of(job).port if _apart(job) else None,
         nodes=machine.nodes,
     )
 

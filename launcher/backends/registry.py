@@ -1,20 +1,21 @@
-"""Backend name -> its module, from a table, imported when it is asked for. Kinds that are not built yet are refused here."""
+"""Backend name -> its module, from a table, imported when it is asked for."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from launcher.backends.fleet_order import FleetOrder
 from launcher.backends.request import LaunchRequest
-from launcher.errors import LauncherError, Problem
+from launcher.errors import Problem
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir
-from launcher.spec.cluster import RENDERED, ClusterSpec
+from launcher.spec.cluster import COMING, ClusterSpec
 from launcher.spec.job import JobSpec
 
-BACKENDS = {name: f"launcher.backends.{name}" for name in ("local", "ssh", *RENDERED)}
+BACKENDS = {name: f"launcher.backends.{name}" for name in ("local", "ssh", *COMING)}
 _HUB = "launcher.backends.hub"
 
 
@@ -65,29 +66,23 @@ class Renders(Protocol):
     def next_step(self, job: JobSpec, run: RunDir) -> str: ...
 
 
+@runtime_checkable
+class Starts(Renders, Protocol):
+    """What a backend offers beside that where `run` has the nodes started: a script of what was rendered."""
+
+    def script(self, run: RunDir) -> Path: ...
+
+    def is_queued(self, environ: Mapping[str, str]) -> bool: ...
+
+
 class Hub(Protocol):
     def fetch_json(self, model_id: str, name: str, revision: str | None) -> dict[str, object]: ...
 
 
-def find_backend_problems(name: str) -> list[Problem]:
-    """Empty where ranks can be started on this kind of cluster."""
-    if name in BACKENDS:
-        return []
-    hint = "use backend: local, which starts ranks on this machine, or ssh, which starts them on the hosts of a hostfile"
-    return [Problem(code="E401", where="cluster.backend", what=f"backend {name!r} is not built yet", hint=hint)]
-
-
 def load_backend(name: str) -> Backend:
-    """LauncherError E401 where the kind is not built yet."""
-    problems = find_backend_problems(name)
-    if problems:
-        raise LauncherError(problems)
+    """`name`: one that the job file takes."""
     return cast(Backend, importlib.import_module(BACKENDS[name]))
 
 
 def load_hub() -> Hub:
     return cast(Hub, importlib.import_module(_HUB))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names))

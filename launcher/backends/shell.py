@@ -111,6 +111,26 @@ def run_in_foreground(argv: Sequence[str]) -> int:
     return code if code >= 0 else EXIT_RUN
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A tool that has ended: exit code, and what it said."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def run_tool(argv: Sequence[str], *, wait_s: float) -> Done:
+    """Run a tool, without a terminal, to its end. OSError as exec raises it, TimeoutError where it had to be killed."""
+    try:
+        done = subprocess.run(
+            list(argv), stdin=subprocess.DEVNULL, capture_output=True, timeout=wait_s, check=False, start_new_session=True
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(argv[0]) from None
+    return Done(done.returncode, *(text.decode("utf-8", errors="replace") for text in (done.stdout, done.stderr)))
+
+
 def boot_id() -> str:
     """Names this boot of the kernel: start times count from it. Empty where the kernel does not tell."""
     try:

@@ -14,15 +14,14 @@ from pathlib import Path
 from launcher.backends.registry import Renders, load_backend
 from launcher.cli.docs import doc_texts
 from launcher.dsconfig.render import ds_config
-from launcher.plan.away import away_machine, coming_machine
+from launcher.plan.away import away_machine
 from launcher.plan.explain import plan_text
 from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.rundir.folder import RunDir, write_atomic
-from launcher.spec.cluster import RENDERED
 from launcher.spec.job import JobSpec
 from launcher.spec.load import open_job
-from launcher.supervise.facts import find_shape
+from launcher.supervise.facts import coming_nodes, find_shape, tells_its_nodes
 from launcher.supervise.sealed import SEALED_FILES
 from launcher.units import GIB
 
@@ -48,8 +47,8 @@ def golden_texts(root: Path) -> dict[str, str]:
 def machine_for(job: JobSpec) -> Machine:
     """The nodes that come by themselves, the GPUs that cluster.gpu names, else the small machine."""
     cluster = job.cluster
-    if cluster.backend in RENDERED:
-        return coming_machine(cluster)
+    if tells_its_nodes(cluster):
+        return coming_nodes(cluster)
     return away_machine(cluster.gpu, slots=cluster.slots, nodes=cluster.nodes or 1) if cluster.gpu else SMALL_MACHINE
 
 

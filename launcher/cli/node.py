@@ -1,17 +1,19 @@
 """`launcher node RUN --from DIR`: this node's part in a run whose nodes a scheduler starts, all with the same command.
 
-Kubernetes, SkyPilot and dstack start it from what `launcher render` wrote; `srun` and `mpirun` can. Node 0 controls the run as
-`launcher run` does, the others follow it. All of them end with the exit code of the run.
+SLURM, mpirun, Kubernetes, SkyPilot and dstack start it from what was rendered. Node 0 controls the run as `launcher run` does
+on one machine, the others follow it. All of them end with the exit code of the run.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from launcher.cli.common import add_json, say, show
-from launcher.cli.run import finish
+from launcher.cli.run import add_stage, finish
 from launcher.errors import EXIT_BUG, LauncherError, Problem
 from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.nodes.board import leading, say_end
@@ -19,9 +21,11 @@ from launcher.hosts.nodes.follow import follow
 from launcher.hosts.nodes.place import check_place, place_of
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir
-from launcher.supervise.control import control
+from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
+from launcher.supervise.journal import Journal
 from launcher.supervise.lock import forget_other_hosts
+from launcher.supervise.queue import start_again
 from launcher.supervise.sealed import read_sealed
 
 
@@ -30,17 +34,36 @@ def add_arguments(parser: ArgumentParser) -> None:
     help_text = "what `launcher render` wrote, as this node has it"
     parser.add_argument("--from", dest="source", metavar="DIR", type=Path, required=True, help=help_text)
     add_json(parser)
+    add_stage(parser)
 
 
 def run(args: Namespace) -> int:
-    folder, place = RunDir(Path(os.path.realpath(args.run))), place_of(os.environ)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM tells every node that the time is nearly over; node 0 listens
+    folder = RunDir(Path(os.path.realpath(args.run)))
+    try:
+        return _take_part(args, folder)
+    except LauncherError as error:
+        _note_refusal(folder, error)
+        raise
+
+
+def _take_part(args: Namespace, folder: RunDir) -> int:
+    place = place_of(os.environ)
     job, job_text, plan = read_sealed(args.source)
+    planned = Planned(job=job, job_text=job_text, plan=plan)
     check_place(place, planned=plan.machine.nodes)
+    check_stage(planned, args.stage)
     _check_gpus(plan.machine, node=place.node)
     say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
     if place.node:
         return follow(folder, place.node)
-    return _lead(folder, Planned(job=job, job_text=job_text, plan=plan), as_json=args.json)
+    return _lead(args, folder, planned)
+
+
+def _note_refusal(folder: RunDir, error: LauncherError) -> None:
+    """For whoever waits for the run elsewhere."""
+    if folder.path.is_dir():
+        Journal(folder).problems("node.refused", list(error.problems), host=socket.gethostname())
 
 
 def _check_gpus(machine: Machine, *, node: int) -> None:
@@ -52,7 +75,7 @@ def _check_gpus(machine: Machine, *, node: int) -> None:
         raise LauncherError(Problem(code="E402", where=f"node {node}", what=what, hint=hint))
 
 
-def _lead(folder: RunDir, planned: Planned, *, as_json: bool) -> int:
+def _lead(args: Namespace, folder: RunDir, planned: Planned) -> int:
     """Node 0, as a controller. The others end as it does, whatever ends it."""
     code = EXIT_BUG
     _make_folder(folder)
@@ -60,12 +83,16 @@ def _lead(folder: RunDir, planned: Planned, *, as_json: bool) -> int:
     with leading(folder):
         try:
             forget_other_hosts(folder)  # a scheduler starts one node 0: what an earlier one held on another machine is free
-            code = finish(folder, control(folder, planned), as_json=as_json)
+            ending = control(folder, planned, only=args.stage, is_written=args.source.resolve() == folder.path)
+            code = finish(folder, ending, as_json=args.json)
         except LauncherError as error:
             code = error.exit_code
             raise
         finally:
             say_end(folder, nodes=planned.plan.machine.nodes, code=code)
+    if ending.signal == signal.SIGUSR1.name and planned.job.cluster.slurm and planned.job.cluster.slurm.requeue:
+        refusal = start_again()
+        say("back into the queue" if refusal is None else f"SLURM does not put the job back into its queue: {refusal}")
     return code
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from launcher.backends.registry import Starts, load_backend
 from launcher.cli.common import add_json, add_run, runs_root, show
-from launcher.cli.run import add_stage, finish
+from launcher.cli.run import add_stage, finish, run_outside
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.find import find_run
+from launcher.rundir.folder import RunDir
 from launcher.spec.load import LoadedJob, open_job
+from launcher.supervise import outside, preflight
+from launcher.supervise.asking import forget_request
 from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_same_job, check_stage, control, stored_job, written_bytes
-from launcher.supervise.create import Planned
+from launcher.supervise.create import Planned, write_run
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.planning import plan_here
 
@@ -43,8 +47,19 @@ def run(args: Namespace) -> int:
     plan = plan_here(loaded, runs_root=folder.path, written_bytes=written, unknown=unknown, remote=remote)
     planned = Planned(job=loaded.job, job_text=loaded.text, plan=plan)
     check_stage(planned, args.stage)
+    if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
+        return _outside(args, folder, planned, backend)
+    forget_request(folder)
     show(str(folder.path))
     return finish(folder, control(folder, planned, only=args.stage), as_json=args.json)
+
+
+def _outside(args: Namespace, folder: RunDir, planned: Planned, backend: Starts) -> int:
+    """A run that waits or runs is left as it is, and waited for."""
+    if not outside.is_given(folder):
+        preflight.check_outside(planned.job, writable=folder.path)
+        write_run(folder, planned)
+    return run_outside(args, folder, backend, detach=False)
 
 
 def _loaded(args: Namespace) -> LoadedJob | None:

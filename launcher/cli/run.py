@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.backends.local import PREPARE
+from launcher.backends.registry import Starts, load_backend
 from launcher.backends.shell import Child, start_detached
 from launcher.cli.common import add_job, add_json, add_runs, runs_root, say, show, show_json
 from launcher.cli.report import write_report
@@ -19,7 +20,7 @@ from launcher.report.summary import summarize
 from launcher.report.table import report_text
 from launcher.rundir.folder import RunDir
 from launcher.spec.load import open_job
-from launcher.supervise import preflight
+from launcher.supervise import outside, preflight
 from launcher.supervise.chain import Ending
 from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_stage, control_new
@@ -52,6 +53,11 @@ def run(args: Namespace) -> int:
     folder = new_run(root, planned.job.name, now=datetime.now(UTC), random_bytes=os.urandom)
     if args.dry_run:
         return _dry_run(args, folder, planned)
+    if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
+        preflight.check_outside(planned.job, writable=root)
+        make_folder(folder)
+        write_run(folder, planned)
+        return run_outside(args, folder, backend, detach=args.detach)
     for one in preflight.check(planned.job, planned.plan, writable=root):
         say(one.problem.text())
     make_folder(folder)
@@ -59,6 +65,21 @@ def run(args: Namespace) -> int:
         return _detach(args, folder, planned)
     show(str(folder.path))
     return finish(folder, control_new(folder, planned, only=args.stage), as_json=args.json)
+
+
+def run_outside(args: Namespace, folder: RunDir, backend: Starts, *, detach: bool) -> int:
+    """Have the nodes of a written run started, and see it to its end; or return once they are asked for."""
+    words = ["--stage", args.stage] if args.stage else []
+    if not detach:
+        show(str(folder.path))
+        return finish(folder, outside.follow(folder, lambda: outside.give(folder, backend, words)), as_json=args.json)
+    outside.give(folder, backend, words)
+    show(str(folder.path))
+    if args.json:
+        show_json({"schema": 1, "run": str(folder.path)})
+    else:
+        say("it goes on without this terminal; see launcher status, logs, stop")
+    return EXIT_DONE
 
 
 def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:
@@ -84,11 +105,19 @@ def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:
     overrides = [word for one in args.overrides for word in ("--set", one)]
     render = [sys.executable, "-P", "-m", "launcher", "render", os.path.abspath(args.job), *overrides]
     commands = [shlex.join([*render, "-o", str(folder.path)])]
-    commands += [
-        request.shell_text()
-        for request in requests(folder, planned)
-        if args.stage in (None, request.stage) or request.stage == PREPARE
-    ]
+    backend = load_backend(planned.job.cluster.backend)
+    if isinstance(backend, Starts):
+        stage = ["--stage", args.stage] if args.stage else []
+        commands.append(shlex.join([*shlex.split(backend.next_step(planned.job, folder)), *stage]))
+    commands += (
+        []
+        if isinstance(backend, Starts)
+        else [
+            request.shell_text()
+            for request in requests(folder, planned)
+            if args.stage in (None, request.stage) or request.stage == PREPARE
+        ]
+    )
     if args.json:
         show_json({"schema": 1, "run": str(folder.path), "commands": commands})
     else:
@@ -101,7 +130,7 @@ def _detach(args: Namespace, folder: RunDir, planned: Planned) -> int:
     write_run(folder, planned)
     stage = ["--stage", args.stage] if args.stage else []
     argv = [sys.executable, "-P", "-m", "launcher", "resume", str(folder.path), *stage]
-    log = folder.path / "controller.log"
+    log = folder.controller_log
     child = start_detached(argv, cwd=folder.path, log=log)
     _wait_until_held(folder, child, log)
     show(str(folder.path))

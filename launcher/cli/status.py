@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from launcher.backends.slurm import QueueState
 from launcher.cli.common import add_json, add_run, runs_root, show, show_json
 from launcher.errors import EXIT_DONE, LauncherError
 from launcher.report.summary import RunSummary, summarize
@@ -11,6 +12,7 @@ from launcher.report.table import head_text, problems_text, runs_text, table_tex
 from launcher.rundir.find import find_run, find_runs
 from launcher.rundir.folder import RunDir
 from launcher.supervise.lock import find_owner
+from launcher.supervise.queue import job_state
 
 MOST_LISTED = 20
 
@@ -24,16 +26,29 @@ def run(args: Namespace) -> int:
     root = runs_root(args)
     folder = find_run(args.run, root)
     listed = [one for one in map(_readable, find_runs(root)[-MOST_LISTED:]) if one] if args.run is None else []
-    owner, summary = find_owner(folder), _summary(folder)
+    job, asked = _job(folder)
+    owner = None if job is not None and job.over else find_owner(folder)
+    summary = summarize(folder, alive=owner is not None)
     if args.json:
         pid = owner.pid if owner else None
-        show_json({**summary.as_dict(), "controller_pid": pid, "runs": [one.path for one in listed]})
+        told = {"controller_pid": pid, "queue": asked, "runs": [one.path for one in listed]}
+        show_json({**summary.as_dict(), **told})
         return EXIT_DONE
     parts = [runs_text(listed)] if len(listed) > 1 else []
-    parts += [head_text(summary) + (f"\nprocess {owner.pid} on {owner.host} controls it" if owner else ""), table_text(summary)]
+    head = [head_text(summary), *([f"process {owner.pid} on {owner.host} controls it"] if owner else [])]
+    parts += ["\n".join([*head, *([asked] if asked else [])]), table_text(summary)]
     parts += [problems_text(summary)] if summary.problems else []
     show("\n\n".join(parts))
     return EXIT_DONE
+
+
+def _job(folder: RunDir) -> tuple[QueueState | None, str | None]:
+    """The run's job in a queue, and what the queue says of it, or why it says nothing."""
+    try:
+        job = job_state(folder)
+    except LauncherError as error:
+        return None, error.problems[0].text().splitlines()[0]
+    return job, job.text() if job else None
 
 
 def _summary(folder: RunDir) -> RunSummary:

@@ -11,6 +11,8 @@ from launcher.cli.common import add_json, add_run, runs_root, say, show, show_js
 from launcher.errors import EXIT_DONE, LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.find import find_run
+from launcher.rundir.folder import RunDir
+from launcher.supervise.asking import is_elsewhere, stop_elsewhere
 from launcher.supervise.lock import Owner, find_owner, this_process
 
 ASK_AGAIN_S = 15.0  # a second TERM makes the controller kill at once
@@ -25,10 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
+    if is_elsewhere(folder):
+        say("asking the run to stop, on the host that controls it")
+        stop_elsewhere(folder)
+        return _tell(args, folder, was_running=True, num_ended=0)
     owner = find_owner(folder)
     if owner is not None and owner.host != this_process().host:
-        what = f"is controlled by process {owner.pid} on {owner.host}"
-        raise LauncherError(Problem(code="E507", where=str(folder.path), what=what, hint=f"run launcher stop on {owner.host}"))
+        owner = None  # its job is over: nobody there controls it
     token, was_running = str(folder.path), owner is not None or bool(find_processes(str(folder.path)))
     if was_running:
         append_event(folder.events, "stop.asked", pid=owner.pid if owner else None)
@@ -39,10 +44,15 @@ def run(args: Namespace) -> int:
         pids = ", ".join(str(process.pid) for process in alive)
         hint = "a driver or a file system may hold them in the kernel; look at them with ps"
         raise LauncherError(Problem(code="E511", where=f"process {pids}", what="does not end, not even by SIGKILL", hint=hint))
+    return _tell(args, folder, was_running=was_running, num_ended=len(found))
+
+
+def _tell(args: Namespace, folder: RunDir, *, was_running: bool, num_ended: int) -> int:
+    """`num_ended`: processes of this host."""
     if args.json:
-        show_json({"schema": 1, "run": token, "was_running": was_running, "ended_processes": len(found)})
+        show_json({"schema": 1, "run": str(folder.path), "was_running": was_running, "ended_processes": num_ended})
     else:
-        show(f"{token}: {'stopped' if was_running else 'was not running'}")
+        show(f"{folder.path}: {'stopped' if was_running else 'was not running'}")
     return EXIT_DONE
 
 

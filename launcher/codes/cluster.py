@@ -6,9 +6,9 @@ from launcher.codes.info import CodeInfo
 
 CODES: dict[str, CodeInfo] = {
     "E401": CodeInfo(
-        title="backend not built yet",
-        when="cluster.backend names a kind of cluster that this version cannot start ranks on.",
-        remedy="Use backend: local, or start the rendered commands by hand.",
+        title="nodes are not started from here",
+        when="`run` with a backend whose own commands start the nodes: kubernetes, skypilot, dstack.",
+        remedy="Render the job, and hand what was written to kubectl, sky or dstack.",
     ),
     "E402": CodeInfo(
         title="more slots than devices",
@@ -218,5 +218,20 @@ CODES: dict[str, CodeInfo] = {
         title="nodes differ from the plan",
         when="A scheduler has started another number of nodes than the plan is for, or a node without ranks in the stage.",
         remedy="Start exactly as many, or change cluster.nodes and render again.",
+    ),
+    "E442": CodeInfo(
+        title="queue refuses or does not answer",
+        when="A program of SLURM (sbatch, squeue, scancel) is not installed, failed, or did not answer.",
+        remedy="Run it where SLURM's programs are; correct cluster.slurm where it names what the cluster does not have.",
+    ),
+    "E443": CodeInfo(
+        title="path that the queue cannot be told",
+        when="The run folder's path has a quote, a backslash or a control character in it, which a batch script cannot hold.",
+        remedy="Choose another folder with --runs or LAUNCHER_RUNS.",
+    ),
+    "E444": CodeInfo(
+        title="secret is not set",
+        when="cluster.secrets names a variable that the shell of `launcher run` does not have.",
+        remedy="Export it in that shell, or remove the name.",
     ),
 }

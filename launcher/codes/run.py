@@ -77,6 +77,12 @@ CODES: dict[str, CodeInfo] = {
         " not appear.",
         remedy="Look at its pod or machine. A new attempt goes on from the last checkpoint.",
     ),
+    "E521": CodeInfo(
+        title="no node said how the run ended",
+        when="What had the nodes started is over, a job of SLURM or mpirun, and the run folder does not tell how the run ended:"
+        " the job was cancelled or ran out of time, or no node could start the program.",
+        remedy="Read controller.log in the run folder; then resume.",
+    ),
     "E530": CodeInfo(
         title="data not found",
         when="A data file, folder or hub dataset does not exist or may not be read.",

@@ -4,7 +4,7 @@ agent                  on a host, at the end of a connection: takes one order fr
 keep FOLDER NAME       on a host, detached: keeps the ranks of one run
 fleet RUN STAGE        beside the controller: all hosts of one stage; ends as the stage ends
 gather RUN STAGE       the same on node 0 of nodes that a scheduler started, where nobody can log in to anybody
-join RUN STAGE         on every such node: finds its place among them and becomes DeepSpeed's launch.py
+join RUN STAGE PORT    on every such node: finds its place among them and becomes DeepSpeed's launch.py
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def main(argv: list[str]) -> int:
             return int(importlib.import_module("launcher.hosts.fleet.lead").lead(Path(run), stage))
         case ["gather", run, stage]:
             return int(importlib.import_module("launcher.hosts.nodes.gather").gather(RunDir(Path(run)), stage))
-        case ["join", run, stage]:
-            return _join(RunDir(Path(run).resolve()), stage)
+        case ["join", run, stage, port] if port.isdecimal():
+            return _join(RunDir(Path(run).resolve()), stage, int(port))
     sys.stderr.write(str(__doc__))
     return EXIT_USAGE
 
 
-def _join(run: RunDir, stage: str) -> int:
+def _join(run: RunDir, stage: str, port: int) -> int:
     """The exit code where the node cannot take part; why is told in the stage's folder too, for whoever judges the stage."""
     try:
-        return int(importlib.import_module("launcher.hosts.nodes.join").join(run, stage))
+        return int(importlib.import_module("launcher.hosts.nodes.join").join(run, stage, port))
     except LauncherError as error:
         sys.stderr.write(error.text() + "\n")
         told = {"t": time.time(), "problems": [problem.as_dict() for problem in error.problems]}

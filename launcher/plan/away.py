@@ -45,14 +45,14 @@ def away_machine(gpu: str | GpuSpec, *, slots: int | None, nodes: int = 1) -> Ma
 
 
 def coming_machine(cluster: ClusterSpec) -> Machine:
-    """Nodes that a scheduler starts with what `render` wrote: GPUs as named, else the cores and memory that pods ask for."""
-    pods = cluster.kubernetes
-    cores, memory_gib = (pods.cpus, pods.memory_gib) if pods else (None, None)
+    """Nodes that a scheduler starts: GPUs as named, else the cores and memory that the job asks for."""
+    asked = cluster.kubernetes or cluster.slurm
+    cores, memory_gib = (asked.cpus, asked.memory_gib) if asked else (None, None)
     if cluster.gpu is not None:
         found = away_machine(cluster.gpu, slots=cluster.slots, nodes=cluster.nodes or 1)
         memory_bytes = memory_gib * GIB if memory_gib else found.host_memory_bytes
         return replace(found, cores=cores or found.cores, host_memory_bytes=memory_bytes)
-    assert cores is not None, "spec: pods without a GPU tell their cores"
+    assert cores is not None, "spec: nodes without a GPU tell their cores"
     assert memory_gib is not None, "and their memory"
     return Machine.of_cpus(
         slots=cluster.slots or 1,

@@ -162,6 +162,16 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
+    def controller_log(self) -> Path:
+        """The talk of a controller that has no terminal."""
+        return self.path / "controller.log"
+
+    @property
+    def stop_request(self) -> Path:
+        """There while a controller on another host is asked to stop."""
+        return self.path / "stop.json"
+
+    @property
     def nodes(self) -> Path:
         """nodes/: what nodes that a scheduler started tell each other (see hosts/nodes/board.py)."""
         return self.path / "nodes"

@@ -15,6 +15,8 @@ from launcher.spec.hostfile import HOST
 from launcher.spec.kubernetes import KubernetesSpec
 from launcher.spec.kubernetes import findings as kubernetes_findings
 from launcher.spec.places import FieldPath, Finding
+from launcher.spec.slurm import SlurmSpec
+from launcher.spec.slurm import findings as slurm_findings
 
 # A name, or an IPv4 address; what begins with a dash would be an option of ssh. IPv6 addresses stand in hostfiles.
 HostName = Annotated[str, StringConstraints(pattern=f"^{HOST}$")]
@@ -24,28 +26,31 @@ class ClusterSpec(Block):
     """Where the job runs."""
 
     backend: Literal["local", "ssh", "slurm", "kubernetes", "mpi", "skypilot", "dstack"] = Field(
-        "local", description="how ranks are started; kubernetes, skypilot and dstack: from what `launcher render` writes"
+        "local",
+        description="how ranks are started; slurm: by sbatch, or srun inside an allocation; mpi: by Open MPI's mpirun;"
+        " kubernetes, skypilot and dstack: from what `launcher render` writes",
     )
     hostfile: Text | None = Field(
-        None, description="DeepSpeed hostfile, `host slots=8` a line; for ssh needed, for local only this machine"
+        None, description="DeepSpeed hostfile, `host slots=8` a line; for ssh and mpi needed, for local only this machine"
     )
     hosts: tuple[HostName, ...] = Field((), description="names of the hosts, each with `slots` ranks, instead of a hostfile")
     include: Text | None = Field(None, description="only these hosts and slots: `worker-1@worker-2:0,2`")
     exclude: Text | None = Field(None, description="not these hosts and slots: `worker-1:0`")
     python: PlainPath | None = Field(
-        None, description="Python on other hosts; None: over ssh the path of the one that runs here, in images python3"
+        None, description="Python on other hosts; None: the path of the one that runs here, in images python3"
     )
     ssh_config: Text | None = Field(None, description="OpenSSH client configuration for backend ssh; None: ~/.ssh/config")
     secrets: tuple[EnvName, ...] = Field(
         (), description="variables of this shell that ranks on other hosts get too; their values are in no file"
     )
+    slurm: SlurmSpec | None = Field(None, description="a job of SLURM, of backend slurm")
     kubernetes: KubernetesSpec | None = Field(None, description="pods, of backend kubernetes")
     cloud: CloudSpec | None = Field(None, description="nodes that are rented, of backends skypilot and dstack")
     slots: Annotated[int | None, Auto] = Field(
         None, ge=1, le=1024, description="ranks on this machine; None: its GPUs, or one CPU process for each core, at most 2"
     )
     nodes: int | None = Field(
-        None, ge=1, le=100_000, description="hosts, each with `slots` ranks, to plan away from the cluster; None: one"
+        None, ge=1, le=100_000, description="hosts, each with `slots` ranks: of a scheduler, or to plan away; None: one"
     )
     gpu: Text | GpuSpec | None = Field(
         None, description="GPU name of the catalogue, or its numbers, to plan away from the cluster"
@@ -96,15 +101,17 @@ def environment_is_harmless(cluster: ClusterSpec) -> Iterator[Finding]:
             yield Finding(code="E118", path=path, what=what, hint=hint)
 
 
-RENDERED = ("kubernetes", "skypilot", "dstack")  # their nodes come by themselves, with what `render` wrote
-_REMOTE = frozenset(("ssh",))
+RENDERED = ("kubernetes", "skypilot", "dstack")  # their own commands start what `render` wrote
+STARTED = ("slurm", "mpi")  # `run` has the nodes started, by a scheduler's program
+COMING = (*STARTED, *RENDERED)  # nodes that come by themselves, each with the same command
 # Fields that not every backend has a use for.
 _MEANT_FOR: dict[str, tuple[str, ...]] = {
-    "hostfile": ("local", "ssh", "slurm", "mpi"),
-    **dict.fromkeys(("hosts", "include", "exclude"), ("ssh", "slurm", "mpi")),
-    "python": ("ssh", "slurm", "mpi", *RENDERED),
+    "hostfile": ("local", "ssh", "mpi"),
+    **dict.fromkeys(("hosts", "include", "exclude"), ("ssh", "mpi")),
+    "python": ("ssh", *COMING),
     "ssh_config": ("ssh",),
     "secrets": ("ssh", "slurm", "mpi", "skypilot", "dstack"),
+    "slurm": ("slurm",),
     "kubernetes": ("kubernetes",),
     "cloud": ("skypilot", "dstack"),
 }
@@ -112,7 +119,8 @@ _MEANT_FOR: dict[str, tuple[str, ...]] = {
 
 def hosts_are_named(cluster: ClusterSpec) -> Iterator[Finding]:
     """A backend that reaches other hosts needs their names; one that does not has no use for what belongs to them."""
-    if cluster.backend in _REMOTE and not (cluster.hostfile or cluster.hosts) and cluster.gpu is None:
+    named = cluster.hostfile or cluster.hosts
+    if not named and (cluster.backend == "mpi" or (cluster.backend == "ssh" and cluster.gpu is None)):
         hint = "add `hostfile: hosts`, a file with one `host slots=8` a line, or `hosts: [node1, node2]` and `slots: 8`"
         what = f"is missing: backend {cluster.backend} needs the names of its hosts"
         yield Finding(code="E107", path=("cluster", "hostfile"), what=what, hint=hint, also=(("cluster", "backend"),))
@@ -156,6 +164,8 @@ def nodes_that_come_are_told(cluster: ClusterSpec) -> Iterator[Finding]:
         yield Finding(code="E107", path=("cluster", "gpu"), what=what, hint=hint, also=also)
     if cluster.backend == "kubernetes" and cluster.kubernetes is not None:
         yield from kubernetes_findings(cluster.kubernetes, has_gpu=cluster.gpu is not None)
+    if cluster.backend == "slurm":
+        yield from slurm_findings(cluster.slurm, has_gpu=cluster.gpu is not None)
 
 
 def secrets_are_told_once(cluster: ClusterSpec) -> Iterator[Finding]:

@@ -51,22 +51,26 @@ def check_stage(planned: Planned, name: str | None) -> None:
 
 def control_new(run: RunDir, planned: Planned, *, only: str | None = None) -> Ending:
     """The same for a folder that was just made, of a job that was just checked: nothing of it can be left anywhere."""
-    with controlling(run), listening(StopFlag()) as stop:
+    with controlling(run), listening(StopFlag(request=run.stop_request)) as stop:
         write_run(run, planned)
         return Chain(run, planned, Journal(run), stop).walk(only)
 
 
-def control(run: RunDir, planned: Planned, *, only: str | None = None, quiet: bool = False) -> Ending:
-    """Hold the run, write its folder, walk its chain. LauncherError E507 where another process holds it."""
+def control(run: RunDir, planned: Planned, *, only: str | None = None, quiet: bool = False, is_written: bool = False) -> Ending:
+    """Hold the run, write its folder, walk its chain. LauncherError E507 where another process holds it.
+
+    `is_written`: whoever planned it has written the folder.
+    """
     journal = Journal(run, quiet=quiet)
-    with controlling(run), listening(StopFlag()) as stop:
+    with controlling(run), listening(StopFlag(request=run.stop_request)) as stop:
         chain = Chain(run, planned, journal, stop)
         chain.end_leftovers()  # before memory is judged
         for one in preflight.check(planned.job, planned.plan, writable=run.path):
             journal.event("host.odd", **one.as_dict())
             journal.say(one.problem.text())
-        _tell_changes(run, planned, journal)
-        write_run(run, planned)
+        if not is_written:
+            _tell_changes(run, planned, journal)
+            write_run(run, planned)
         return chain.walk(only)
 
 
@@ -76,6 +80,12 @@ def _tell_changes(run: RunDir, planned: Planned, journal: Journal) -> None:
         before = read_json(run.plan_json)
     except (OSError, ValueError):
         return
-    if before.get("stages") != planned.plan.as_dict()["stages"]:
+    if _taken(before.get("stages")) != _taken(planned.plan.as_dict()["stages"]):
         journal.event("plan.changed")
         journal.say("the plan is another one than at the last attempt: see plan.json")
+
+
+def _taken(stages: object) -> object:
+    """Without what the plan did not take, which does not travel to nodes that come by themselves."""
+    left_out = ("rejected", "pareto")
+    return [{key: one[key] for key in one if key not in left_out} for one in stages] if isinstance(stages, list) else stages

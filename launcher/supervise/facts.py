@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.backends.registry import load_hub
@@ -11,11 +12,13 @@ from launcher.errors import LauncherError, Problem
 from launcher.hosts.machine.capacity import free_disk_bytes, total_memory_bytes, usable_cores
 from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.machine.networks import network_gbs
+from launcher.plan.away import coming_machine
 from launcher.plan.known_shapes import KNOWN_CONFIGS
 from launcher.plan.plan import Machine
 from launcher.plan.shape import Config, ModelShape, is_known, shape_from_config, shape_of_new
 from launcher.rundir.folder import read_json
-from launcher.spec.cluster import RENDERED, ClusterSpec
+from launcher.spec.cluster import COMING, RENDERED, ClusterSpec
+from launcher.spec.hosts import ClusterHost, hosts_of
 from launcher.spec.job import JobSpec
 from launcher.spec.model import NewTokenizer
 from launcher.supervise.blueprints import Unknown
@@ -56,7 +59,8 @@ def machine_here(
     environ: Mapping[str, str] = os.environ,
     remote: Remote = hosts_not_asked,
 ) -> Machine:
-    """This machine, or the hosts of backend ssh as `remote` tells them, with the ranks that the cluster block asks for.
+    """This machine, the hosts of backend ssh as `remote` tells them, or the nodes that the job tells, with the ranks that the
+    cluster block asks for. The hosts of backend mpi are taken to be as this machine is, where the job does not name their GPU.
 
     LauncherError E401, E402, E403, E410, and those of `remote`. What a run has already written of its plan (`written_bytes`)
     counts as free.
@@ -65,12 +69,24 @@ def machine_here(
         return remote(cluster)
     if cluster.backend in RENDERED:
         raise LauncherError(_not_from_here(cluster.backend))
-    gpus = find_gpus(environ)
-    asked = asked_slots(cluster, num_gpus=len(gpus))
+    if tells_its_nodes(cluster):
+        return coming_nodes(cluster)
+    gpus, hosts = find_gpus(environ), mpi_hosts(cluster)
+    asked = len(hosts[0].devices) if hosts else asked_slots(cluster, num_gpus=len(gpus))
+    if hosts and gpus and asked > len(gpus):
+        raise LauncherError(_too_many(asked, f"this machine has {len(gpus)} GPUs, and stands for all hosts", len(gpus)))
     disk_bytes = free_disk_bytes(runs_root) + written_bytes
     memory_bytes, cores = total_memory_bytes(), usable_cores()
+    names = tuple(host.host for host in hosts)
     if not gpus:
-        return Machine.of_cpus(slots=asked, memory_bytes=memory_bytes, cores=cores, disk_free_bytes=disk_bytes)
+        return Machine.of_cpus(
+            slots=asked,
+            memory_bytes=memory_bytes,
+            cores=cores,
+            disk_free_bytes=disk_bytes,
+            nodes=len(names) or 1,
+            hosts=names,
+        )
     return gpu_machine(
         gpus[:asked],
         devices=tuple(gpu.number for gpu in gpus[:asked]),
@@ -78,7 +94,32 @@ def machine_here(
         disk_free_bytes=disk_bytes,
         cores=cores,
         network_gbs=network_gbs(),
+        hosts=names,
     )
+
+
+def tells_its_nodes(cluster: ClusterSpec) -> bool:
+    """Whether the job itself says what its nodes are: they come by themselves, and nobody can look at them before."""
+    return cluster.backend in COMING and (cluster.backend != "mpi" or cluster.gpu is not None)
+
+
+def coming_nodes(cluster: ClusterSpec) -> Machine:
+    """Those nodes. LauncherError E216 for a GPU nobody knows, E403 for hosts that differ."""
+    hosts = mpi_hosts(cluster)
+    if not hosts:
+        return coming_machine(cluster)
+    told = cluster.model_copy(update={"slots": len(hosts[0].devices), "nodes": len(hosts)})
+    return replace(coming_machine(told), hosts=tuple(host.host for host in hosts))
+
+
+def mpi_hosts(cluster: ClusterSpec) -> tuple[ClusterHost, ...]:
+    """The hosts of backend mpi, which take slots 0, 1, …: mpirun knows their names alone. LauncherError E403."""
+    hosts = hosts_of(cluster) if cluster.backend == "mpi" else ()
+    odd = next((host for host in hosts if host.devices != tuple(range(len(hosts[0].devices)))), None)
+    if odd is not None:
+        what = f"{odd.host} takes slots {','.join(map(str, odd.devices))}: mpirun starts all hosts alike, from 0 on"
+        raise LauncherError(Problem(code="E403", where=odd.where, what=what, hint="give all hosts as many slots"))
+    return hosts
 
 
 def _not_from_here(backend: str) -> Problem:

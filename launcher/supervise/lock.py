@@ -55,7 +55,7 @@ def find_owner(run: RunDir) -> Owner | None:
 def controlling(run: RunDir, *, refusal: Callable[[RunDir, Owner], Problem] | None = None) -> Iterator[None]:
     """Hold the run while the block runs. LauncherError where another process holds it: E507, or what `refusal` says."""
     me = this_process()
-    with _guard(run):
+    with guard(run):
         owner = find_owner(run)
         if owner is not None and owner != me:
             raise LauncherError((refusal or _in_use)(run, owner))
@@ -63,21 +63,22 @@ def controlling(run: RunDir, *, refusal: Callable[[RunDir, Owner], Problem] | No
     try:
         yield
     finally:
-        with _guard(run):
+        with guard(run):
             if find_owner(run) == me:
                 _file(run).unlink(missing_ok=True)
 
 
 def forget_other_hosts(run: RunDir) -> None:
     """Where a scheduler starts one controller and no second one before the first has ended, a name of another host is stale."""
-    with _guard(run):
+    with guard(run):
         owner = find_owner(run)
         if owner is not None and owner.host != socket.gethostname():
             _file(run).unlink(missing_ok=True)
 
 
 @contextmanager
-def _guard(run: RunDir) -> Iterator[None]:
+def guard(run: RunDir) -> Iterator[None]:
+    """Nobody else looks and takes while the block runs."""
     handle = os.open(run.path / ".controller.guard", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

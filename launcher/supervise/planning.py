@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-from launcher.backends.registry import find_backend_problems, load_backend
+from launcher.backends.registry import load_backend
 from launcher.errors import LauncherError, Problem
-from launcher.plan.away import away_machine, coming_machine, named_gpu, refuse_other_machine, refuse_untrained
+from launcher.plan.away import away_machine, named_gpu, refuse_other_machine, refuse_untrained
 from launcher.plan.cost.price import Prices
 from launcher.plan.cost.rates import Rates, catalogue_rates
 from launcher.plan.gpus import GPUS, gpu_named
 from launcher.plan.make import check_plan, make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import ModelShape
-from launcher.spec.cluster import RENDERED
 from launcher.spec.gpu import GpuSpec
 from launcher.spec.hosts import hosts_of
 from launcher.spec.job import JobSpec
@@ -25,7 +24,15 @@ from launcher.spec.prices import read_prices
 from launcher.spec.wording import nearest
 from launcher.supervise.blueprints import Unknown, kept_shapes
 from launcher.supervise.calibration import rates_here
-from launcher.supervise.facts import Remote, asked_slots, detect_machine, find_shape, hosts_not_asked
+from launcher.supervise.facts import (
+    Remote,
+    asked_slots,
+    coming_nodes,
+    detect_machine,
+    find_shape,
+    hosts_not_asked,
+    tells_its_nodes,
+)
 
 Fact = TypeVar("Fact")
 Made = TypeVar("Made")
@@ -51,8 +58,8 @@ def check(loaded: LoadedJob, *, runs_root: Path) -> None:
 
 def _finders(loaded: LoadedJob, runs_root: Path, unknown: Unknown | None, remote: Remote | None) -> Finders:
     cluster, shapes = loaded.job.cluster, unknown or kept_shapes(runs_root)
-    if cluster.backend in RENDERED:
-        return Finders(machine=lambda: coming_machine(cluster), shape=lambda: _trained_shape(loaded.job, shapes))
+    if tells_its_nodes(cluster):
+        return Finders(machine=lambda: coming_nodes(cluster), shape=lambda: _trained_shape(loaded.job, shapes))
     if cluster.gpu is None:
         return _finders_here(loaded, runs_root, 0, unknown, remote)
     gpu, counted = cluster.gpu, cluster.slots or cluster.hostfile
@@ -158,7 +165,7 @@ def _unknown_price(file: str, name: str) -> Problem:
 
 
 def _backend_problems(job: JobSpec) -> list[Problem]:
-    return find_backend_problems(job.cluster.backend) or load_backend(job.cluster.backend).find_problems(job)
+    return load_backend(job.cluster.backend).find_problems(job)
 
 
 def _fact(find: Callable[[], Fact], problems: list[Problem]) -> Fact | None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from launcher.backends.registry import find_backend_problems, load_backend
+from launcher.backends.registry import load_backend
 from launcher.errors import LauncherError, Problem
 from launcher.hosts.checks.fitness import RANK_PACKAGES, memory_problems
 from launcher.hosts.checks.needs import planned_needs
@@ -39,7 +39,7 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> list[Symptom]:
     """
     problems = here_problems(job, plan, writable=writable)
     symptoms: list[Symptom] = []
-    if not find_backend_problems(job.cluster.backend) and is_remote(job.cluster):
+    if is_remote(job.cluster):
         symptoms += check_hosts_for(job, plan, folder=writable).symptoms
     problems += [one.problem for one in symptoms if one.stops]
     if problems:
@@ -47,19 +47,28 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> list[Symptom]:
     return [one for one in symptoms if not one.stops]
 
 
+def check_outside(job: JobSpec, *, writable: Path) -> None:
+    """Where the ranks and their controller will be on other nodes. LauncherError with every problem that shows from here."""
+    problems = job_problems(job, writable=writable)
+    for number, name in enumerate(job.cluster.secrets):
+        if name not in os.environ:
+            where, hint = f"cluster.secrets.{number}", f"export {name}=… in this shell, or remove the name"
+            problems.append(Problem(code="E444", where=where, what=f"{name} is not set in this shell", hint=hint))
+    if problems:
+        raise LauncherError(problems)
+
+
 def here_problems(job: JobSpec, plan: Plan, *, writable: Path) -> list[Problem]:
     """Every E4xx problem of this machine. Where the ranks are on other hosts, it only prepares and controls."""
     problems = job_problems(job, writable=writable)
-    if not find_backend_problems(job.cluster.backend) and is_remote(job.cluster):
+    if is_remote(job.cluster):
         return problems
     return [*problems, *_nvme_problems(job, plan), *_memory_problems(job, plan)]
 
 
 def job_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
     """Those that can be told without a plan."""
-    problems = find_backend_problems(job.cluster.backend)
-    if not problems:
-        problems += load_backend(job.cluster.backend).find_problems(job)
+    problems = load_backend(job.cluster.backend).find_problems(job)
     problems += write_problems(writable)
     problems += package_problems(*(["bitsandbytes"] if job.model.quantize else []))
     problems += _path_problems(job)

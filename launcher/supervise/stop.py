@@ -1,7 +1,8 @@
-"""Signals to `launcher run` -> a flag that the watch reads. DO.
+"""Signals to `launcher run`, or a file of the run folder -> a flag that the watch reads. DO.
 
 INT or TERM asks to stop cleanly, a second one to stop at once. USR1 is a scheduler's word that the time is nearly over: it asks
-once, however often it comes. HUP is ignored: closing the terminal does not end a run.
+once, however often it comes. HUP is ignored: closing the terminal does not end a run. The file is how another host asks, where
+nobody can send a signal from.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+
+REQUEST = "stop.json"
+LOOK_S = 0.5  # at the file, which may lie on a folder that many hosts share
 
 
 @dataclass(slots=True)
@@ -19,10 +24,16 @@ class StopFlag:
     """Set by signals, read by the watch at every look."""
 
     count: int = 0
-    signal_name: str = ""  # of the first one, which says why the run stops
+    signal_name: str = ""  # of the first one, which says why the run stops; REQUEST: the file
+    request: Path | None = None
+    _next_look_s: float = 0.0
 
     @property
     def asked(self) -> bool:
+        if self.count == 0 and self.request is not None and time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + LOOK_S
+            if self.request.exists():
+                self.count, self.signal_name = 1, REQUEST
         return self.count > 0
 
     @property

@@ -21,6 +21,8 @@ PACKAGES = {
     "pkill": "procps",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
+    "sbatch": "slurm-client",
+    "squeue": "slurm-client",
     "srun": "slurm-client",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",

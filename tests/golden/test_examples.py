@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.rundir.order import read_order
-from launcher.spec.cluster import RENDERED
+from launcher.spec.cluster import COMING
 from launcher.spec.load import load_job
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +61,9 @@ def test_every_example_is_rendered_whole(example: Path, capsys: pytest.CaptureFi
     rendered = tmp_path / "out" / "rendered"
     names = {f"rendered/{stage.stage_name}.{kind}.json" for stage in job.stages for kind in ("ds", "order")}
     names |= {"job.yaml", "job.json", "plan.json"}
-    if job.cluster.backend in RENDERED:
-        assert names | {"rendered/planned.json", "rendered/kubernetes/job.yaml"} <= set(told["files"])
+    nodes = {"kubernetes": "rendered/kubernetes/job.yaml", "slurm": "rendered/job.sbatch"}
+    if job.cluster.backend in COMING:
+        assert names | {"rendered/planned.json", nodes[job.cluster.backend]} <= set(told["files"])
     else:
         assert names | {"rendered/hostfile", "rendered/commands.sh"} <= set(told["files"])
         lines = [line for line in (rendered / "commands.sh").read_text().splitlines() if "launcher.stages" in line]

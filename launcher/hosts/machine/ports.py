@@ -12,7 +12,7 @@ from launcher.errors import LauncherError, Problem
 
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range from which the kernel gives outgoing connections their ports
 PORT_TRIES = 200
-LOOPBACK, ANYWHERE = "127.0.0.1", "::"
+LOOPBACK, EVERY_CARD, ANYWHERE = "127.0.0.1", "0.0.0.0", "::"
 _ANY_PORT = 9  # of UDP: nothing is sent
 
 

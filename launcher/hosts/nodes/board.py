@@ -46,6 +46,7 @@ class Call:
     nodes: dict[str, str]
     attempt: str = ""
     stage: str = ""
+    port: int = 0  # on which the ranks meet on node 0
     code: int = 0  # of the end: with which all of them end
 
 

@@ -14,7 +14,7 @@ from launcher.errors import EXIT_STOPPED, LauncherError, Problem
 from launcher.hosts.nodes import board
 from launcher.hosts.nodes.board import BEAT_S, Call, Card, Hearing
 from launcher.hosts.nodes.join import order_of
-from launcher.hosts.nodes.part import Asked, Part, begin
+from launcher.hosts.nodes.part import Asked, Part, begin, end_leftovers
 from launcher.rundir.folder import RunDir
 
 LOOK_S = 0.2  # at processes: between a rank's death and launch.py's next look the kernel still tells how it died
@@ -72,7 +72,7 @@ class Follower:
             self._end_part()
             self.attempt, self.code = call.attempt, None
             slots = order_of(self.run, call.stage).slots
-            self.part = begin(self.run, call.stage, node=self.node, host=self.host, slots=slots)
+            self.part = begin(self.run, call.stage, node=self.node, host=self.host, slots=slots, port=call.port)
             self._speak()
         return None
 
@@ -99,7 +99,8 @@ class Follower:
 
 
 def follow(run: RunDir, node: int) -> int:
-    """The exit code, node 0's where it says one."""
+    """The exit code, node 0's where it says one. LauncherError E511 where an earlier attempt does not end here."""
+    end_leftovers(run, socket.gethostname())
     asked = Asked()
     asked.listen()
     return Follower(run=run, node=node, asked=asked).follow()

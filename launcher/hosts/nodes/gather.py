@@ -13,9 +13,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 from launcher.backends.fleet_order import FleetOrder
 from launcher.errors import EXIT_DONE, EXIT_RUN, LauncherError, Problem
+from launcher.hosts.machine.ports import EVERY_CARD, free_port
 from launcher.hosts.nodes import board
 from launcher.hosts.nodes.board import Call, Card, Hearing
 from launcher.hosts.nodes.follow import ASK_S
@@ -65,6 +67,7 @@ class Gathering:
     asked: Asked
     others: list[Other]
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
+    port: int = 0
     part: Part | None = None
     code: int | None = None  # of this node's launch.py
     cause: int | None = None  # the first code that is not 0, of whoever failed before anybody was told to end
@@ -74,8 +77,10 @@ class Gathering:
         """The exit code: 0 where launch.py ended so on every node."""
         if not self._come():
             return self._exit_code()
+        self.port = self.order.port or free_port(EVERY_CARD)
         self._call("stage")
-        self.part = begin(self.run, self.order.stage, node=0, host=self.order.hosts[0], slots=self.order.slots)
+        stage, slots = self.order.stage, self.order.slots
+        self.part = begin(self.run, stage, node=0, host=self.order.hosts[0], slots=slots, port=self.port)
         while not self.asked.to_end and not self._over() and not self._failed():
             time.sleep(LOOK_S)
             self._look()
@@ -108,7 +113,8 @@ class Gathering:
 
     def _call(self, do: str) -> None:
         nodes = {str(other.node): other.nonce for other in self.others}
-        call = Call(do="stop" if do == "stop" else "stage", nodes=nodes, attempt=self.attempt, stage=self.order.stage)
+        kind: Literal["stage", "stop"] = "stop" if do == "stop" else "stage"
+        call = Call(do=kind, nodes=nodes, attempt=self.attempt, stage=self.order.stage, port=self.port)
         board.write_call(self.run, call)
 
     # --- while it runs ---

@@ -1,4 +1,4 @@
-"""`python -m launcher.hosts join RUN STAGE`: this node's part in a stage that the same command starts on every node. DO.
+"""`python -m launcher.hosts join RUN STAGE PORT`: this node's part in a stage that the same command starts on every node. DO.
 
 place → check against the plan → wait until node 0's name is known → become DeepSpeed's launch.py. Nobody watches here: whoever
 started it looks for the ranks' markers.
@@ -12,25 +12,27 @@ import sys
 import time
 from collections.abc import Mapping
 
-from launcher.backends.fleet_order import FleetOrder, read_fleet_order, with_meeting
+from launcher.backends.fleet_order import FleetOrder, read_fleet_order, with_devices, with_meeting
 from launcher.backends.local import RESERVED
 from launcher.backends.request import TOKEN
 from launcher.backends.shell import become
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.nodes.place import Place, check_place, place_of
 from launcher.rundir.folder import RunDir
 
 NAME_WAIT_S = 300.0  # names of a headless Service appear when the pod is there, and resolvers keep a "no" for a while
-DEFAULT_PORT = 29500
 
 
-def join(run: RunDir, stage: str, environ: Mapping[str, str] = os.environ) -> int:
+def join(run: RunDir, stage: str, port: int, environ: Mapping[str, str] = os.environ) -> int:
     """Does not return. LauncherError E440, E441, E510 or E520 where the node cannot take part."""
     place, order = place_of(environ), order_of(run, stage)
     check_part(place, order)
     if place.node:
         wait_for_name(place.master)
-    argv = with_meeting(order.argv, node=place.node, addr=place.master, port=order.port or DEFAULT_PORT)
+    argv = with_meeting(order.argv, node=place.node, addr=place.master, port=port)
+    if order.env.get("DS_ACCELERATOR") == "cuda":
+        argv = with_devices(argv, host=order.hosts[place.node], devices=[gpu.number for gpu in find_gpus(environ)])
     outer = {name: value for name, value in environ.items() if name not in RESERVED}
     become((sys.executable, *argv[1:]), {**outer, **order.env, TOKEN: str(run.path)})
 

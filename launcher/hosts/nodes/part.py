@@ -61,18 +61,23 @@ class Part:
 
     def end(self) -> int:
         """Nothing of the run is left on this node when this returns; the exit code. LauncherError E511 where something is."""
-        _, alive = end_processes(str(self.run.path), grace_s=GRACE_S)
-        if alive:
-            raise LauncherError(_stubborn(self.host, alive))
+        end_leftovers(self.run, self.host)
         deadline_s = time.monotonic() + GRACE_S
         while (code := self.look()) is None and time.monotonic() < deadline_s:
             time.sleep(0.02)
         return KILLED if code is None else code
 
 
-def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int) -> Part:
-    """`python -m launcher.hosts join RUN STAGE` finds the node's place and becomes launch.py."""
-    argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "join", str(run.path), stage)
+def end_leftovers(run: RunDir, host: str) -> None:
+    """Ranks and their launch.py on this node, also of an attempt whose own program was killed. LauncherError E511."""
+    _, alive = end_processes(str(run.path), grace_s=GRACE_S)
+    if alive:
+        raise LauncherError(_stubborn(host, alive))
+
+
+def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int, port: int) -> Part:
+    """`python -m launcher.hosts join RUN STAGE PORT` finds the node's place and becomes launch.py."""
+    argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "join", str(run.path), stage, str(port))
     request = LaunchRequest(stage=stage, argv=argv, env=((TOKEN, str(run.path)),), world=slots)
     log = run.stage(stage).logs / (f"node{node}.log" if node else "launcher.log")
     child = start(request, cwd=run.path, log=log, base_env=dict(os.environ))

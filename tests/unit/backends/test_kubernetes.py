@@ -79,6 +79,7 @@ def test_every_example_renders_to_what_an_api_server_knows(example: Path, kind: 
     slots = machine_for(own.job).slots
     overrides = [
         "cluster.backend=kubernetes",
+        "cluster.slurm=null",
         f"cluster.slots={slots}",
         f"cluster.kubernetes={json.dumps({**PODS, 'kind': kind})}",
     ]

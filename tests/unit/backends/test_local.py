@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,6 +18,7 @@ from launcher.plan.make import make_plan
 from launcher.plan.plan import Machine, Plan
 from launcher.plan.shape import shape_of_new
 from launcher.rundir.folder import RunDir
+from launcher.spec.cluster import COMING, STARTED, ClusterSpec
 from launcher.spec.load import open_job_text
 from launcher.units import GIB
 
@@ -162,19 +164,13 @@ def test_a_newline_cannot_get_into_a_request():
         open_job_text(JOB, file_name="job.yaml", folder=Path("."), overrides=['cluster.env.A="a\\nb"'])
 
 
-@pytest.mark.parametrize("name", ["slurm", "mpi"])
-def test_a_backend_that_is_not_built_is_refused_with_what_works(name):
-    with pytest.raises(LauncherError) as caught:
-        registry.load_backend(name)
-    [problem] = caught.value.problems
-    assert problem.code == "E401"
-    assert "local" in problem.hint
-    assert caught.value.exit_code == 4
-
-
-def test_the_local_backend_offers_what_a_backend_must():
-    backend = registry.load_backend("local")
-    assert all(hasattr(backend, name) for name in ("find_problems", "hostfile_text", "prepare_request", "stage_request"))
+@pytest.mark.parametrize("name", get_args(ClusterSpec.model_fields["backend"].annotation))
+def test_every_backend_that_a_job_can_name_offers_what_it_must(name):
+    backend = registry.load_backend(name)
+    assert all(hasattr(backend, part) for part in ("find_problems", "hostfile_text", "prepare_request", "stage_request"))
+    assert isinstance(backend, registry.Starts) == (name in STARTED)
+    assert isinstance(backend, registry.Renders) == (name in COMING)
+    assert isinstance(backend, registry.Fleets) == (name == "ssh")
 
 
 def test_a_plan_for_fewer_ranks_than_slots_names_them():

@@ -145,8 +145,8 @@ def test_validate_checks_the_plan_and_places_what_it_finds(job: Path, capsys: py
     err = capsys.readouterr().err
     assert "--set parallel.balance [E221]" in err
     assert "[E204]" in err
-    assert main(["validate", str(job), "--set", "cluster.backend=slurm"]) == 4
-    assert "--set cluster.backend [E401] cluster.backend: " in capsys.readouterr().err
+    assert main(["validate", str(job), "--set", "cluster.backend=slurm"]) == 2
+    assert "--set cluster.backend [E107] cluster.slurm.cpus: is missing" in capsys.readouterr().err
 
 
 PODS = "{backend: kubernetes, kubernetes: {image: x, claim: runs, cpus: 2, memory_gib: 8}}"

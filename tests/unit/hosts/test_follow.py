@@ -70,7 +70,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[FakePart]:
     """Every part that was begun."""
     begun: list[FakePart] = []
 
-    def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int) -> FakePart:
+    def begin(run: RunDir, stage: str, *, node: int, host: str, slots: int, port: int) -> FakePart:
         begun.append(FakePart(stage))
         return begun[-1]
 

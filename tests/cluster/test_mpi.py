@@ -1,0 +1,64 @@
+"""Open MPI: `launcher run` has mpirun start one process on each host, which come together as those of a scheduler do."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.rundir.folder import read_json
+from tests.cluster.remote import JOB, STAGE, Remote
+from tests.cluster.world import Cluster
+
+pytestmark = pytest.mark.needs("mpirun")
+
+CHAIN = [{**STAGE, "kind": "pretrain"}, {**STAGE, "kind": "sft"}]
+LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Remote]:
+    with Cluster(hosts=2, login=True) as cluster:
+        yield Remote(cluster, tmp_path)
+
+
+def write_job(remote: Remote, stages: list[dict[str, object]], **more: object) -> None:
+    (remote.folder / "hosts").write_text(remote.cluster.hostfile())
+    block = {"backend": "mpi", "hostfile": "hosts", "python": str(remote.python()), **more}
+    (remote.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
+
+
+def test_a_chain_by_mpirun_gives_the_figures_of_one_host(remote: Remote) -> None:
+    write_job(remote, CHAIN)
+    code, out, err = remote("run", "job.yaml")
+    assert code == 0, err
+    run = remote.run
+    assert out.splitlines()[0] == str(run.path)
+    assert "node 1 of 2, told by Open MPI; node 0 is node1" in err
+    assert [read_json(run.stage(stage).done(rank))["world"] for stage in ("pretrain", "sft") for rank in (0, 1)] == [2] * 4
+    assert remote.left() == {}
+    (remote.folder / "near.yaml").write_text(json.dumps({**JOB, "name": "near", "cluster": {"slots": 2}, "stages": CHAIN}))
+    code, _, err = remote("run", "near.yaml")
+    assert code == 0, err
+    assert remote.losses(run) == remote.losses(remote.run)
+
+
+def test_ctrl_c_stops_all_hosts_and_mpirun_that_is_killed_leaves_nothing(remote: Remote) -> None:
+    write_job(remote, [LONG])
+    running = remote.start("run", "job.yaml")
+    remote.wait_for_step(20, running)
+    running.send_signal(signal.SIGINT)
+    code, _, err = remote.end(running)
+    assert (code, "go on with: launcher resume" in err) == (6, True), err
+    assert remote.left() == {}
+    going_on = remote.start("resume", remote.run.path.name)
+    remote.wait_for_step(80, going_on)
+    assert remote("resume", remote.run.path.name)[0] == 5  # E507: it runs
+    starter = read_json(remote.run.path / "starter.json")
+    remote.kill("login", int(str(starter["pid"])))
+    code, _, err = remote.end(going_on)
+    assert code in (5, 6), err
+    remote.wait_for(lambda: remote.left() == {}, remote.cluster.start("login", ["sleep", "60"], cwd="/", env={}))

@@ -1,0 +1,142 @@
+"""Real SLURM: `launcher run` gives a job to the queue and sees it to its end, over a requeue, a lost node and a stop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launcher.rundir.folder import read_json
+from tests.cluster.needs import SLURM
+from tests.cluster.remote import JOB, STAGE, Remote
+from tests.cluster.slurm import Slurm, slurm
+from tests.cluster.world import LOGIN, Cluster
+
+pytestmark = pytest.mark.needs(*SLURM, "sbatch", "squeue")
+
+LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
+CHAIN = [{**STAGE, "kind": "pretrain", "steps": 40, "checkpoint_every": 10}, {**STAGE, "kind": "sft"}]
+
+
+@dataclass(slots=True)
+class Queue:
+    """A login host with SLURM's programs, and nodes that take one rank each."""
+
+    remote: Remote
+    slurm: Slurm
+
+    def write_job(self, stages: list[dict[str, object]], **slurm: object) -> None:
+        block = {"backend": "slurm", "nodes": 2, "slots": 1, "python": str(self.remote.python())}
+        block["slurm"] = {"cpus": 2, "memory_gib": 2, **slurm}
+        (self.remote.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
+
+    def job(self) -> str:
+        return str(read_json(self.remote.run.path / "slurm.json")["job"])
+
+    def jobs(self) -> list[str]:
+        return self.remote.cluster.out(LOGIN, ["squeue", "--noheader", "--format=%i %T"]).splitlines()
+
+    def figures_of_one_host(self) -> dict[str, list[dict[str, object]]]:
+        """The same job without a queue."""
+        job = json.loads((self.remote.folder / "job.yaml").read_text())
+        (self.remote.folder / "near.yaml").write_text(json.dumps({**job, "name": "near", "cluster": {"slots": 2}}))
+        code, _, err = self.remote("run", "near.yaml")
+        assert code == 0, err
+        return self.remote.losses(self.remote.run)
+
+
+def queue_of(folder: Path, *, hosts: int) -> Iterator[Queue]:
+    with Cluster(hosts=hosts, login=True) as cluster, slurm(cluster) as running:
+        yield Queue(Remote(cluster, folder), running)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    yield from queue_of(tmp_path, hosts=2)
+
+
+@pytest.fixture
+def spare(tmp_path: Path) -> Iterator[Queue]:
+    """With a node more than the job takes."""
+    yield from queue_of(tmp_path, hosts=3)
+
+
+def test_a_chain_by_sbatch_survives_the_end_of_its_time_and_is_submitted_once(queue: Queue) -> None:
+    remote = queue.remote
+    queue.write_job(CHAIN)
+    running = remote.start("run", "job.yaml")
+    remote.wait_for_step(10, running)
+    first, run = queue.job(), remote.run
+    again = remote.start("resume", run.path.name)
+    remote.cluster.out(LOGIN, ["scancel", "--signal=USR1", first])  # as SLURM does before the limit
+    code, out, err = remote.end(running)
+    assert code == 0, err
+    assert remote.end(again)[0] == 0
+    assert queue.job() == first
+    assert out.splitlines()[0] == str(run.path)
+    assert re.search(rf"SLURM job {first}: PENDING.*SLURM job {first}: RUNNING on node\[1-2\]", err, re.DOTALL), err
+    assert "back into the queue" in err
+    assert [event["signal"] for event in remote.events("run.stopped")] == ["SIGUSR1"]
+    assert [read_json(run.stage(stage).done(rank))["world"] for stage in ("pretrain", "sft") for rank in (0, 1)] == [2] * 4
+    assert remote.left() == {}
+    assert queue.jobs() == []
+    figures = remote.losses(run)
+    assert figures == queue.figures_of_one_host()
+
+
+def test_a_lost_node_puts_the_job_back_into_the_queue_and_it_goes_on_elsewhere(spare: Queue) -> None:
+    remote = spare.remote
+    spare.write_job([{**LONG, "steps": 60, "checkpoint_every": 10}])
+    code, out, _ = remote("run", "job.yaml", "--detach")
+    assert code == 0
+    following = remote.start("resume", remote.run.path.name)
+    remote.wait_for_step(10, following)
+    before = spare.job()
+    remote.cluster.crash("node2")
+    code, _, err = remote.end(following)
+    assert code == 0, err
+    assert (spare.job(), out.splitlines()[0]) == (before, str(remote.run.path))
+    assert "resumed from step" in remote.run.stage("pretrain").rank_log(0).read_text()
+    assert "NODE_FAIL" in spare.slurm.completions()
+
+
+def test_a_job_that_waits_and_one_that_runs_are_stopped_from_the_login_host(queue: Queue) -> None:
+    remote = queue.remote
+    queue.write_job([LONG])
+    running = remote.start("run", "job.yaml")
+    remote.wait_for_step(20, running)
+    code, out, err = remote("status")
+    assert (code, f"SLURM job {queue.job()}: RUNNING on node[1-2]" in out) == (0, True), out + err
+    waiting = remote.start("run", "job.yaml", "--set", "name=second")
+    remote.wait_for(lambda: len(queue.jobs()) == 2, waiting)
+    for name, process in (("second", waiting), ("far", running)):
+        code, out, err = remote("stop", name)
+        assert (code, out.endswith(": stopped\n")) == (0, True), err
+        code, _, err = remote.end(process)
+        assert (code, "go on with: launcher resume" in err) == (6, True), err
+    assert remote.left() == {}
+    assert queue.jobs() == []
+
+
+def test_inside_an_allocation_srun_starts_the_nodes(queue: Queue) -> None:
+    remote = queue.remote
+    queue.write_job([{**STAGE, "kind": "pretrain"}])
+    argv = ["salloc", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem=2G"]
+    argv += [str(remote.python()), "-m", "launcher", "run", "job.yaml"]
+    done = remote.cluster.run(LOGIN, argv, cwd=str(remote.folder), timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    assert not (remote.run.path / "slurm.json").exists()
+    assert [read_json(remote.run.stage("pretrain").done(rank))["world"] for rank in (0, 1)] == [2, 2]
+
+
+def test_what_the_queue_refuses_is_told_and_nothing_is_started(queue: Queue) -> None:
+    remote = queue.remote
+    queue.write_job([{**STAGE, "kind": "pretrain"}], partition="nowhere")
+    code, _, err = remote("run", "job.yaml")
+    assert code == 4
+    assert "sbatch [E442]" in err
+    assert "invalid partition" in err.lower()
