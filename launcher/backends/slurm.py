@@ -148,6 +148,9 @@ def submitted_job(text: str) -> str:
 _FORMAT = "--format=%i|%T|%N|%r|%k"
 
 
+PING = ("squeue", "--noheader", "--me", "--format=%i")
+
+
 def find_argv(run: RunDir) -> tuple[str, ...]:
     """Jobs of this user with the run's name that wait or run."""
     return ("squeue", "--noheader", "--me", f"--name={job_name(run)}", _FORMAT)

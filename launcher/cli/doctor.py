@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.backends.registry import Starts, load_backend
 from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_json
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
 from launcher.hosts.checks.checkup import Checkup
@@ -23,6 +24,7 @@ from launcher.supervise.clusters import every_slot, machine_from
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.facts import machine_here
 from launcher.supervise.planning import plan_here
+from launcher.supervise.queue import check_queue
 from launcher.supervise.rendezvous import meet
 from launcher.supervise.stop import StopFlag, listening
 
@@ -100,16 +102,36 @@ def _check_here(cluster: ClusterSpec, loaded: LoadedJob | None, root: Path) -> t
     """This machine. The job's ranks, or those that a job would have without saying more."""
     machine, problems = None, list[Problem]()
     try:
-        machine = machine_here(cluster, runs_root=root)
-        if loaded is None:
-            problems += [*preflight.package_problems(), *preflight.write_problems(root)]
+        if loaded is not None and isinstance(load_backend(cluster.backend), Starts):
+            problems += _start_problems(loaded, root)
         else:
-            plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
-            problems += preflight.here_problems(loaded.job, plan, writable=root)
+            machine = machine_here(cluster, runs_root=root)
+            problems += _own_problems(loaded, root)
     except LauncherError as error:
         problems += error.problems
     slots = machine.slots if machine else None
     return doctor.check_here(asked_needs(cluster, slots=slots, world=slots or 1), problems, folder=root), machine
+
+
+def _own_problems(loaded: LoadedJob | None, root: Path) -> list[Problem]:
+    """Of a machine that has the ranks."""
+    if loaded is None:
+        return [*preflight.package_problems(), *preflight.write_problems(root)]
+    plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
+    return preflight.here_problems(loaded.job, plan, writable=root)
+
+
+def _start_problems(loaded: LoadedJob, root: Path) -> list[Problem]:
+    """Of a machine that only has the nodes started."""
+    say("the job's nodes are not asked: each looks at itself when it has come")
+    plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
+    problems = preflight.outside_problems(loaded.job, writable=root)
+    if loaded.job.cluster.backend == "slurm":
+        try:
+            check_queue()
+        except LauncherError as error:
+            problems += error.problems
+    return problems
 
 
 def _meet(checkup: Checkup, cluster: ClusterSpec, machine: Machine, root: Path) -> Checkup:

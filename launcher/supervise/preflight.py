@@ -48,14 +48,19 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> list[Symptom]:
 
 
 def check_outside(job: JobSpec, *, writable: Path) -> None:
-    """Where the ranks and their controller will be on other nodes. LauncherError with every problem that shows from here."""
+    """LauncherError with every outside problem."""
+    if problems := outside_problems(job, writable=writable):
+        raise LauncherError(problems)
+
+
+def outside_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
+    """What shows from here where the ranks and their controller will be on nodes that come by themselves."""
     problems = job_problems(job, writable=writable)
     for number, name in enumerate(job.cluster.secrets):
         if name not in os.environ:
             where, hint = f"cluster.secrets.{number}", f"export {name}=… in this shell, or remove the name"
             problems.append(Problem(code="E444", where=where, what=f"{name} is not set in this shell", hint=hint))
-    if problems:
-        raise LauncherError(problems)
+    return problems
 
 
 def here_problems(job: JobSpec, plan: Plan, *, writable: Path) -> list[Problem]:

@@ -44,9 +44,9 @@ def find_job(run: RunDir) -> QueueState | None:
     return next((state for state, comment in states if comment == str(run.path) and not state.over), None)
 
 
-def has_job(run: RunDir) -> bool:
-    """Whether the run was ever given to the queue."""
-    return _file(run).is_file()
+def check_queue() -> None:
+    """LauncherError E442 where it does not answer."""
+    _ask(slurm.PING)
 
 
 def job_state(run: RunDir) -> QueueState | None:
@@ -90,13 +90,15 @@ def _ask(argv: Sequence[str]) -> str:
     except TimeoutError:
         raise LauncherError(_refused(argv[0], f"did not answer within {ASK_S:.0f} s")) from None
     if done.code != 0:
-        said = [line for line in done.errors.splitlines() if line.strip()]
+        said = [line.removeprefix(f"{argv[0]}: ") for line in done.errors.splitlines() if line.strip()]
         raise LauncherError(_refused(argv[0], said[-1] if said else f"ended with exit code {done.code}"))
     return done.output
 
 
 def _refused(program: str, what: str) -> Problem:
-    hint = "correct cluster.slurm where it names what the cluster does not have; sinfo shows what there is"
+    hint = "see whether SLURM's controller answers: scontrol ping"
+    if program == "sbatch":
+        hint = "correct cluster.slurm where it names what the cluster does not have; sinfo shows what there is"
     return Problem(code="E442", where=program, what=what, hint=hint)
 
 

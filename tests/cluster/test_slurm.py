@@ -136,6 +136,8 @@ def test_inside_an_allocation_srun_starts_the_nodes(queue: Queue) -> None:
 def test_what_the_queue_refuses_is_told_and_nothing_is_started(queue: Queue) -> None:
     remote = queue.remote
     queue.write_job([{**STAGE, "kind": "pretrain"}], partition="nowhere")
+    code, out, err = remote("doctor", "job.yaml")
+    assert (code, "E442" in out) == (0, False), out + err
     code, _, err = remote("run", "job.yaml")
     assert code == 4
     assert "sbatch [E442]" in err
