@@ -30,6 +30,35 @@ JOB = {
 }
 
 
+CHAIN = [
+    {**STAGE, "kind": "pretrain"},
+    {**STAGE, "kind": "sft"},
+    {**STAGE, "kind": "reward", "from": "sft"},
+    {**STAGE, "kind": "dpo", "from": "sft"},
+    {**STAGE, "kind": "ppo", "from": "sft", "reward": "reward", "steps": 2, "max_new_tokens": 8},
+]
+HOSTILE = {
+    "SHELL_LIKE": "$HOME `id` $(id) \"double\" 'single' \\ ; & | > < * ? [a] {b} ~ !x #y",
+    "PDSH_LIKE": "%n %h %u 1,2,3 a=b",
+    "LEADING": "-oProxyCommand=id",
+    "BLANKS": "  two  blanks  ",
+    "ACCENTS": "äöü ✓ 日本",
+}
+CANARY = "canary-8f3a1c5e7b"
+
+
+def in_argv(cluster: Cluster, text: str) -> list[str]:
+    """Hosts where some process has the text in its command line."""
+    script = "grep -lsF -f - /proc/[0-9]*/cmdline || true"  # on stdin: grep is one of those processes
+    return [name for name in cluster.names if cluster.out(name, ["sh", "-c", script], stdin=text)]
+
+
+def in_files(text: str, *folders: Path) -> str:
+    """Files with the text in it."""
+    argv = ["grep", "-rlF", text, *map(str, folders)]
+    return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+
+
 @dataclass(slots=True)
 class Remote:
     """A folder with hosts, a job file and runs/, and the command line as a user of the login host has it."""
@@ -37,11 +66,11 @@ class Remote:
     cluster: Cluster
     folder: Path
 
-    def write_job(self, stages: list[dict[str, object]], **cluster: object) -> None:
+    def write_job(self, stages: list[dict[str, object]], *, model: object = JOB["model"], **cluster: object) -> None:
         """job.yaml over ssh on all hosts; `cluster` is added to its cluster block."""
         (self.folder / "hosts").write_text(self.cluster.hostfile())
         block = {"backend": "ssh", "hostfile": "hosts", "python": str(self.python()), **cluster}
-        (self.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
+        (self.folder / "job.yaml").write_text(json.dumps({**JOB, "model": model, "cluster": block, "stages": stages}))
 
     def python(self) -> Path:
         """A Python that has this very checkout, wherever the installed one lies."""
@@ -127,8 +156,8 @@ def _figures(metrics: Path) -> Iterator[dict[str, object]]:
         yield {name: value for name, value in json.loads(line).items() if name not in ("t", "seconds", "tokens_per_s")}
 
 
-def environ_of(remote: Remote, name: str, pid: int) -> dict[str, str]:
+def environ_of(cluster: Cluster, name: str, pid: int) -> dict[str, str]:
     """The environment of a process in a host, byte by byte."""
-    text = remote.cluster.path(name, f"/proc/{pid}/environ")
+    text = cluster.path(name, f"/proc/{pid}/environ")
     entries = os.fsdecode(text.read_bytes()).split("\0")
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from launcher.cli.main import main
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.folder import RunDir, read_json
 from tests.cluster.needs import SLURM
+from tests.cluster.remote import CANARY, HOSTILE, environ_of, in_argv, in_files
 from tests.cluster.slurm import slurm
 from tests.cluster.world import Cluster
 
@@ -49,22 +51,27 @@ class Pods:
     folder: Path
     running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
 
-    def render(self, **changes: object) -> None:
+    @property
+    def source(self) -> Path:
+        """What was rendered; its last name is that of the run."""
+        return self.folder / "it's $(id) ✓" / "one"
+
+    def render(self, *, env: dict[str, str] | None = None, **changes: object) -> None:
         kubernetes = {"image": "none", "claim": "none", "runs": str(self.folder / "runs"), "cpus": 2, "memory_gib": 8}
-        block = {"backend": "kubernetes", "nodes": 2, "slots": 1, "kubernetes": kubernetes}
+        block = {"backend": "kubernetes", "nodes": 2, "slots": 1, "kubernetes": kubernetes, "env": env or {}}
         job = self.folder / "job.yaml"
         job.write_text(json.dumps({**JOB, "cluster": block, **changes}))
-        assert main(["render", str(job), "-o", str(self.folder / "one")]) == 0
+        assert main(["render", str(job), "-o", str(self.source)]) == 0
 
     def container(self) -> dict:
-        manifests = yaml.safe_load_all((self.folder / "one" / "rendered" / "kubernetes" / "job.yaml").read_text())
+        manifests = yaml.safe_load_all((self.source / "rendered" / "kubernetes" / "job.yaml").read_text())
         job = next(one for one in manifests if one["kind"] == "JobSet")["spec"]["replicatedJobs"][0]["template"]["spec"]
         [container] = job["template"]["spec"]["containers"]
         return container
 
     def command(self) -> list[str]:
         """The container's, with this Python and what was rendered where it lies here."""
-        command = [str(self.folder / "one") if word == "/etc/launcher" else word for word in self.container()["command"]]
+        command = [str(self.source) if word == "/etc/launcher" else word for word in self.container()["command"]]
         return [sys.executable, *command[1:]]
 
     def start(self, pod: int, **environ: str) -> None:
@@ -167,24 +174,42 @@ def test_a_pod_too_many_is_refused(pods: Pods) -> None:
     assert "node 0 [E441] Kubernetes has started 3 nodes, the plan is for 2" in err
 
 
+def _trains_with_hostile_values(pods: Pods, argv: list[str], env: dict[str, str]) -> str:
+    """A stage of two ranks, each with every value as it is; a secret is in no command line and in no file. What was said."""
+    pipe = subprocess.PIPE
+    env = {**HERE, **env, "WANDB_API_KEY": CANARY}
+    running = pods.cluster.start("node1", argv, env=env, cwd=str(pods.folder), stdout=pipe, stderr=pipe)
+    pods.running[0] = running
+    seen: dict[int, dict[str, str]] = {}
+    while len(seen) < 2:
+        assert in_argv(pods.cluster, CANARY) == []
+        with suppress(AssertionError):
+            seen = {pod: environ_of(pods.cluster, f"node{pod + 1}", pods.rank(pod)) for pod in (0, 1)}
+        assert running.poll() is None, running.communicate()
+    for found in seen.values():
+        assert {key: found.get(key) for key in HOSTILE} == HOSTILE
+        assert found["WANDB_API_KEY"] == CANARY
+    code, err = pods.end(0)
+    assert code == 0, err
+    assert CANARY not in err
+    assert in_files(CANARY, pods.folder, pods.cluster.folder) == ""
+    assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
+    return err
+
+
 @pytest.mark.needs(*SLURM)
 def test_srun_starts_the_same_command_and_slurm_tells_the_places(pods: Pods) -> None:
-    pods.render(stages=[{**STAGE, "kind": "pretrain"}])
+    pods.render(stages=[{**STAGE, "kind": "pretrain"}], env=HOSTILE)
     with slurm(pods.cluster):
-        argv = ["srun", "--nodes=2", "--ntasks-per-node=1", *pods.command()]
-        done = pods.cluster.run("node1", argv, env=HERE, cwd=str(pods.folder), timeout_s=WAIT_S)
-    assert done.returncode == 0, done.stderr
-    assert "node 1 of 2, told by SLURM; node 0 is node1" in done.stderr
-    assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
+        said = _trains_with_hostile_values(pods, ["srun", "--nodes=2", "--ntasks-per-node=1", *pods.command()], {})
+    assert "node 1 of 2, told by SLURM; node 0 is node1" in said
 
 
 @pytest.mark.needs("mpirun")
 def test_mpirun_starts_the_same_command_and_open_mpi_tells_the_places(pods: Pods) -> None:
-    pods.render(stages=[{**STAGE, "kind": "pretrain"}])
-    env = {**HERE, "LAUNCHER_MASTER": "node1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    handed = [word for name in ("LAUNCHER_MASTER", *HERE) for word in ("-x", name)]
+    pods.render(stages=[{**STAGE, "kind": "pretrain"}], env=HOSTILE)
+    env = {"LAUNCHER_MASTER": "node1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    handed = [word for name in ("LAUNCHER_MASTER", "WANDB_API_KEY", *HERE) for word in ("-x", name)]
     argv = ["mpirun", "-np", "2", "--host", "node1,node2", "--map-by", "ppr:1:node", *handed, *pods.command()]
-    done = pods.cluster.run("node1", argv, env=env, cwd=str(pods.folder), timeout_s=WAIT_S)
-    assert done.returncode == 0, done.stderr
-    assert "node 1 of 2, told by Open MPI; node 0 is node1" in done.stderr
-    assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
+    said = _trains_with_hostile_values(pods, argv, env)
+    assert "node 1 of 2, told by Open MPI; node 0 is node1" in said

@@ -4,7 +4,6 @@ but what they have to, are told with host and remedy, and leave no process on an
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -19,27 +18,12 @@ from launcher.hosts.connection.wire import LEASE_S
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.find import find_runs
 from launcher.rundir.folder import RunDir, read_json
-from tests.cluster.remote import JOB, STAGE, Remote, environ_of
+from tests.cluster.remote import CANARY, CHAIN, HOSTILE, STAGE, Remote, environ_of, in_argv, in_files
 from tests.cluster.world import LOGIN, Cluster
 
 LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
-CHAIN = [
-    {**STAGE, "kind": "pretrain"},
-    {**STAGE, "kind": "sft"},
-    {**STAGE, "kind": "reward", "from": "sft"},
-    {**STAGE, "kind": "dpo", "from": "sft"},
-    {**STAGE, "kind": "ppo", "from": "sft", "reward": "reward", "steps": 2, "max_new_tokens": 8},
-]
-HOSTILE = {
-    "SHELL_LIKE": "$HOME `id` $(id) \"double\" 'single' \\ ; & | > < * ? [a] {b} ~ !x #y",
-    "PDSH_LIKE": "%n %h %u 1,2,3 a=b",
-    "LEADING": "-oProxyCommand=id",
-    "BLANKS": "  two  blanks  ",
-    "ACCENTS": "äöü ✓ 日本",
-}
 ENDED_WITHIN_S = 25.0  # the others' last words, grace and SIGKILL
 UNREACHABLE_WITHIN_S = 8.0  # three beats of two seconds, and what a busy machine adds
-CANARY = "canary-8f3a1c5e7b"
 # Everything that has a meaning to some shell and comes through pdsh and DeepSpeed all the same.
 ODD = {
     "SHELL_LIKE": "'single' ; & | > < * ? [a] {b} (c) ~ #y ^z",
@@ -62,20 +46,20 @@ def remote(tmp_path: Path) -> Iterator[Remote]:
 
 
 @pytest.mark.needs("pdsh")
-def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host_and_so_do_deepspeeds_own_commands(remote: Remote) -> None:
+def test_the_whole_chain_over_ssh_gives_the_figures_of_one_host_and_so_do_deepspeeds_own_commands(
+    remote: Remote, near: RunDir
+) -> None:
     remote.write_job(CHAIN)
     code, _, err = remote("run", "job.yaml")
     assert code == 0, err
     over_ssh = remote.run
     assert remote.left() == {}
-    (remote.folder / "local.yaml").write_text(json.dumps({**JOB, "cluster": {"slots": 2}, "stages": CHAIN}))
-    code, _, err = remote("run", "local.yaml", "--set", "name=near")
-    assert code == 0, err
-    near = next((remote.folder / "runs" / "near").iterdir())
     assert list(remote.losses(over_ssh)) == sorted(stage["kind"] for stage in CHAIN)
-    assert remote.losses(over_ssh) == remote.losses(type(over_ssh)(near))
+    assert remote.losses(over_ssh) == remote.losses(near)
     for stage in CHAIN:
-        weights = [path / "stages" / str(stage["kind"]) / "artifact" / "model.safetensors" for path in (over_ssh.path, near)]
+        weights = [
+            path / "stages" / str(stage["kind"]) / "artifact" / "model.safetensors" for path in (over_ssh.path, near.path)
+        ]
         assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}) == 1, stage["kind"]
     by_hand = RunDir(remote.folder / "a run by hand")
     _run_by_hand(remote, by_hand)
@@ -94,7 +78,7 @@ def _run_by_hand(remote: Remote, run: RunDir) -> None:
         lambda: all(remote.processes(name, carry=f"RANK={rank}") for rank, name in enumerate(remote.cluster.nodes)), running
     )
     for rank, name in enumerate(remote.cluster.nodes):
-        found = environ_of(remote, name, remote.processes(name, carry=f"RANK={rank}")[0])
+        found = environ_of(remote.cluster, name, remote.processes(name, carry=f"RANK={rank}")[0])
         assert {key: found.get(key) for key in ODD} == ODD
         assert found["LAUNCHER_RUN"] == str(run.path)
         assert "MLFLOW_TRACKING_TOKEN" not in found
@@ -121,18 +105,16 @@ def test_values_arrive_byte_by_byte_and_a_secret_is_nowhere_but_there(remote: Re
     running = remote.start("run", "job.yaml", WANDB_API_KEY=CANARY, NOT_HANDED_ON="x")
     remote.wait_for_step(20, running)
     for name in remote.cluster.nodes:
-        found = environ_of(remote, name, remote.rank(name))
+        found = environ_of(remote.cluster, name, remote.rank(name))
         assert {key: found.get(key) for key in HOSTILE} == HOSTILE
         assert found["WANDB_API_KEY"] == CANARY
         assert "NOT_HANDED_ON" not in found
-    for name in remote.cluster.names:
-        words = remote.cluster.out(name, ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"])
-        assert CANARY not in words
+    assert in_argv(remote.cluster, CANARY) == []
     code, _, _ = remote("stop")
     assert code == 0
     assert remote.end(running)[0] == 6
     assert remote.left() == {}
-    assert subprocess.run(["grep", "-r", CANARY, str(remote.folder)], check=False, capture_output=True).stdout == b""
+    assert in_files(CANARY, remote.folder) == ""
 
 
 def test_a_taken_port_costs_one_try_and_a_rank_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint(

@@ -12,8 +12,7 @@ import pytest
 
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.folder import RunDir
-from tests.cluster.remote import JOB, STAGE, Remote
-from tests.cluster.test_ssh import CHAIN
+from tests.cluster.remote import CHAIN, JOB, STAGE, Remote
 from tests.cluster.world import FOLDER, LOGIN, Cluster
 
 LONG = {**STAGE, "kind": "pretrain", "steps": 60, "checkpoint_every": 10}
@@ -50,16 +49,12 @@ def remote(tmp_path: Path) -> Iterator[Unshared]:
         yield Unshared(cluster, tmp_path)
 
 
-def test_the_whole_chain_without_a_shared_folder_gives_the_figures_of_one_host(remote: Unshared) -> None:
+def test_the_whole_chain_without_a_shared_folder_gives_the_figures_of_one_host(remote: Unshared, near: RunDir) -> None:
     remote.write_job(CHAIN)
     code, _, err = remote("run", "job.yaml")
     assert code == 0, err
     apart, there = remote.run, remote.seen_by("node2")
     assert remote.left() == {}
-    (remote.folder / "local.yaml").write_text(json.dumps({**JOB, "cluster": {"slots": 2}, "stages": CHAIN}))
-    code, _, err = remote("run", "local.yaml", "--set", "name=near")
-    assert code == 0, err
-    near = RunDir(next((remote.runs() / "near").iterdir()))
     assert list(remote.losses(apart)) == sorted(stage["kind"] for stage in CHAIN)
     assert remote.losses(apart) == remote.losses(near)
     for stage in CHAIN:
@@ -71,6 +66,28 @@ def test_the_whole_chain_without_a_shared_folder_gives_the_figures_of_one_host(r
         assert logs[0] == logs[1] != b""
         for checkpoint in folders[0].checkpoints.glob("step*"):
             assert find_damage(checkpoint) == []
+
+
+def test_an_adapter_on_a_4_bit_base_without_a_shared_folder_gives_the_figures_of_one_host(remote: Unshared) -> None:
+    """The one kind of stage in which rank 0 sends others a model while they run: the merged one, to be measured."""
+    wide = {**JOB["model"]["new"], "hidden": 64, "ffn": 64}
+    model = {**JOB["model"], "new": wide, "adapter": {"kind": "lora", "rank": 4}, "quantize": "nf4"}
+    stages = [{**STAGE, "kind": "sft"}]
+    remote.write_job(stages, model=model)
+    code, _, err = remote("run", "job.yaml")
+    assert code == 0, err
+    apart = remote.run
+    near = {**JOB, "name": "near", "model": model, "cluster": {"slots": 2}, "stages": stages}
+    (remote.folder / "local.yaml").write_text(json.dumps(near))
+    code, _, err = remote("run", "local.yaml")
+    assert code == 0, err
+    near_run = RunDir(next((remote.runs() / "near").iterdir()))
+    assert remote.losses(apart) == remote.losses(near_run)
+    assert len(remote.losses(apart)["sft"]) >= STAGE["steps"]
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        both = [(run.stage("sft").artifact / name).read_bytes() for run in (apart, near_run)]
+        assert hashlib.sha256(both[0]).digest() == hashlib.sha256(both[1]).digest(), name
+    assert [find_damage(folder) for folder in apart.stage("sft").checkpoints.glob("step*")] == [[]]
 
 
 def test_a_rank_that_is_killed_on_its_own_disk_is_named_and_the_run_goes_on_from_its_checkpoint(remote: Unshared) -> None:
