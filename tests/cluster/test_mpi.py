@@ -46,19 +46,14 @@ def test_a_chain_by_mpirun_gives_the_figures_of_one_host(remote: Remote) -> None
     assert remote.losses(run) == remote.losses(remote.run)
 
 
-def test_ctrl_c_stops_all_hosts_and_mpirun_that_is_killed_leaves_nothing(remote: Remote) -> None:
+def test_a_run_has_one_mpirun_and_ctrl_c_stops_all_hosts(remote: Remote) -> None:
     write_job(remote, [LONG])
     running = remote.start("run", "job.yaml")
     remote.wait_for_step(20, running)
+    code, _, err = remote("resume", remote.run.path.name)
+    assert (code, "[E507] process" in err) == (5, True), err
     running.send_signal(signal.SIGINT)
     code, _, err = remote.end(running)
     assert (code, "go on with: launcher resume" in err) == (6, True), err
     assert remote.left() == {}
-    going_on = remote.start("resume", remote.run.path.name)
-    remote.wait_for_step(80, going_on)
-    assert remote("resume", remote.run.path.name)[0] == 5  # E507: it runs
-    starter = read_json(remote.run.path / "starter.json")
-    remote.kill("login", int(str(starter["pid"])))
-    code, _, err = remote.end(going_on)
-    assert code in (5, 6), err
-    remote.wait_for(lambda: remote.left() == {}, remote.cluster.start("login", ["sleep", "60"], cwd="/", env={}))
+    assert [event["signal"] for event in remote.events("run.stopped")] == ["stop.json"]
