@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.errors import EXIT_RUN
+from launcher.rundir.leave import LEAVE
 
 _PROC = Path("/proc")
 
@@ -72,8 +73,15 @@ class Child:
 
 
 def start(request: LaunchRequest, *, cwd: Path, log: Path, base_env: Mapping[str, str]) -> Child:
-    """Start in a new session, stdin closed, both outputs appended to `log`. OSError as exec raises it."""
-    return _start(request.argv, cwd=cwd, log=log, env={**base_env, **dict(request.env)})
+    """Start in a new session, stdin closed, both outputs appended to `log`. OSError as exec raises it.
+
+    LEAVE is blocked in it and in all that it starts: a mask survives fork and exec, a handler does not.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE})
+    try:
+        return _start(request.argv, cwd=cwd, log=log, env={**base_env, **dict(request.env)})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> Child:
@@ -175,6 +183,14 @@ def send(process: Process, number: signal.Signals) -> None:
         os.kill(process.pid, number)
     except ProcessLookupError:
         return
+
+
+def ask_to_leave(token: str, *, leader: int | None = None) -> None:
+    """LEAVE to the run's ranks on this machine, and to the process that leads those elsewhere, if there is one."""
+    for process in find_processes(token):
+        if process.rank is not None or process.pid == leader:
+            send(process, LEAVE)
+            send(process, signal.SIGCONT)  # a stopped process looks only when it runs again
 
 
 def end_processes(

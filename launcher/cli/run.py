@@ -91,7 +91,8 @@ def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:
     else:
         show(f"\n{report_text(summary)}")
     if ending.state == "stopped":
-        say(f"stopped; go on with: launcher resume {shlex.quote(str(folder.path))}")
+        saved = "" if ending.step is None else f"saved step {ending.step}, "
+        say(f"{saved}stopped; go on with: launcher resume {shlex.quote(str(folder.path))}")
         return EXIT_STOPPED
     if ending.state == "failed":
         error = LauncherError(ending.problems)

@@ -1,10 +1,11 @@
-"""`launcher stop RUN`: end a run and see that nothing of it is alive. It can be resumed."""
+"""`launcher stop RUN`: have its ranks save and leave, and see that nothing of it is alive. It can be resumed."""
 
 from __future__ import annotations
 
 import signal
 import time
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 
 from launcher.backends.shell import end_processes, find_processes, is_alive, send
 from launcher.cli.common import add_json, add_run, runs_root, say, show, show_json
@@ -12,24 +13,37 @@ from launcher.errors import EXIT_DONE, LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir
+from launcher.rundir.leave import SAVE_S
 from launcher.supervise.asking import is_elsewhere, stop_elsewhere
 from launcher.supervise.lock import Owner, find_owner, this_process
+from launcher.units import seconds_text
 
-ASK_AGAIN_S = 15.0  # a second TERM makes the controller kill at once
-GIVE_UP_S = 30.0
 GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds from the first TERM."""
+
+    again_s: tuple[float, ...]  # the second TERM makes the controller end ranks that have not saved, the third kill them
+    give_up_s: float
+
+
+TO_SAVE = Patience((SAVE_S + 60.0, SAVE_S + 75.0), SAVE_S + 90.0)  # the controller itself waits for SAVE_S
+NOW = Patience((0.5, 15.0), 30.0)  # two signals at once may be taken for one
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_run(parser)
     add_json(parser)
+    parser.add_argument("--now", action="store_true", help="end the ranks without another checkpoint")
 
 
 def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
     if is_elsewhere(folder):
         say("asking the run to stop, on the host that controls it")
-        stop_elsewhere(folder)
+        stop_elsewhere(folder, now=args.now)
         return _tell(args, folder, was_running=True, num_ended=0)
     owner = find_owner(folder)
     if owner is not None and owner.host != this_process().host:
@@ -38,7 +52,7 @@ def run(args: Namespace) -> int:
     if was_running:
         append_event(folder.events, "stop.asked", pid=owner.pid if owner else None)
     if owner is not None:
-        _ask(owner)
+        _ask(owner, NOW if args.now else TO_SAVE)
     found, alive = end_processes(token, grace_s=GRACE_S)
     if alive:
         pids = ", ".join(str(process.pid) for process in alive)
@@ -56,17 +70,17 @@ def _tell(args: Namespace, folder: RunDir, *, was_running: bool, num_ended: int)
     return EXIT_DONE
 
 
-def _ask(owner: Owner) -> None:
-    """TERM to the controller, which ends its ranks and writes its last events; a second one where it takes long."""
-    asked_s = time.monotonic()
-    say(f"asking process {owner.pid} to stop")
+def _ask(owner: Owner, patience: Patience) -> None:
+    """TERM to the controller, which has its ranks save or ends them, and writes its last events; others where it takes long."""
+    asked_s, again_s = time.monotonic(), list(patience.again_s)
+    saves = f"; ranks at their steps save first, within {seconds_text(SAVE_S)}" if patience is TO_SAVE else ""
+    say(f"asking process {owner.pid} to stop{saves}")
     send(owner.process, signal.SIGTERM)
     send(owner.process, signal.SIGCONT)  # one that Ctrl-Z has stopped takes its TERM only when it runs again
-    again = False
-    while is_alive(owner.process) and (waited_s := time.monotonic() - asked_s) < GIVE_UP_S:
-        if not again and waited_s > ASK_AGAIN_S:
+    while is_alive(owner.process) and (waited_s := time.monotonic() - asked_s) < patience.give_up_s:
+        if again_s and waited_s > again_s[0]:
             send(owner.process, signal.SIGTERM)
-            again = True
+            again_s.pop(0)
         time.sleep(0.05)
     if is_alive(owner.process):
         send(owner.process, signal.SIGKILL)

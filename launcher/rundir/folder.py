@@ -121,6 +121,15 @@ class StageDir:
         """The success marker of one rank: written as its very last act, holds the world size it saw."""
         return self.path / "done" / f"rank{rank}.json"
 
+    @property
+    def listening(self) -> Path:
+        """Rank 0's word that the ranks are at their steps, and will save and leave when they are asked to."""
+        return self.path / "leave" / "listening.json"
+
+    def left(self, rank: int) -> Path:
+        """Instead of `done`: the rank has left when asked to, behind a checkpoint. Holds its step and the world size."""
+        return self.path / "leave" / f"rank{rank}.json"
+
     def problem(self, rank: int) -> Path:
         """What a rank (or prepare, rank 0) says of its own failure: {"code", "where", "what", "hint"} or a traceback's end."""
         return self.path / "problems" / f"rank{rank}.json"

@@ -9,7 +9,8 @@
     generate RUN …         try a trained model
     export RUN …           write a plain Hugging Face folder
 
-DO. A rank writes stages/<stage>/logs/rank<N>.log, then either done/rank<N>.json as its very last act, or problems/rank<N>.json.
+DO. A rank writes stages/<stage>/logs/rank<N>.log, then as its very last act done/rank<N>.json, or leave/rank<N>.json where it
+was asked to save and leave, or problems/rank<N>.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from launcher.errors import EXIT_RUN, EXIT_USAGE, LauncherError, Problem
 from launcher.rundir.folder import RunDir, StageDir, write_json
 from launcher.rundir.order import StageOrder, read_order
 from launcher.spec.job import JobSpec
+from launcher.train.leaving import Left, hold_back
 
 TOOLS = {name: f"launcher.stages.{name}" for name in ("generate", "export", "blueprint")}  # each has main(argv) -> exit code
 STORIES = {kind: f"launcher.stages.{kind}" for kind in ("pretrain", "sft", "reward", "dpo", "ppo")}  # each has run(…)
@@ -121,8 +123,13 @@ def train(run: RunDir, stage_name: str) -> int:
         _check_world(order)
         _environment(order.device)
         _build_operators(run, order)
-        importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
-        importlib.import_module("launcher.train.swapping").clear_swap_files(run, stage_name)
+        clear_swap_files = importlib.import_module("launcher.train.swapping").clear_swap_files
+        try:
+            importlib.import_module(STORIES[order.kind]).run(run, job, stage, order)
+        except Left:
+            clear_swap_files(run, stage_name)
+            raise
+        clear_swap_files(run, stage_name)
         return order.world
 
     return _as_rank(run.stage(stage_name), story)
@@ -154,14 +161,19 @@ def _as_rank(stage_dir: StageDir, story: Callable[[], int]) -> int:
     """From the rank's log to its marker. The story returns the world it saw."""
     rank = int(os.environ.get("RANK", "0"))
     _start_log(stage_dir.rank_log(rank))
-    _clear(stage_dir.done(rank), stage_dir.problem(rank))
+    _clear(stage_dir.done(rank), stage_dir.left(rank), stage_dir.problem(rank), *([stage_dir.listening] if rank == 0 else []))
     die_with_parent()
+    hold_back()
+    marker, told = stage_dir.done(rank), {}
     try:
-        world = story()
+        try:
+            told = {"world": story()}
+        except Left as left:
+            marker, told = stage_dir.left(rank), {"world": left.world, "step": left.step}
         importlib.import_module("launcher.train.ranks").leave()
     except Exception as error:
         return _failed(error, stage_dir.problem(rank))
-    write_json(stage_dir.done(rank), {"world": world, "t": time.time()})
+    write_json(marker, {**told, "t": time.time()})
     return 0
 
 

@@ -22,6 +22,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.stages import Ppo
 from launcher.train.artifacts import hand_on
 from launcher.train.checkpoints import Resume, find_resume, seal, work_folder
+from launcher.train.leaving import Left, say_listening
 from launcher.train.mesh import Mesh, make_mesh
 from launcher.train.metrics import Metrics
 from launcher.train.models import load_tokenizer
@@ -69,6 +70,8 @@ def run(run: RunDir, job: JobSpec, stage: Ppo, order: StageOrder) -> None:
 
     held_out = rows.held_out["prompt_ids"][:]
     state = _start(models, mesh, resume, metrics, held_out, job, stage, sizes)
+    if ranks.first and order.checkpoint_every:
+        say_listening(stage_dir)
     for iteration in range(state.iteration, iterations):
         share = rate_share(iteration, iterations, warmup=stage.warmup, schedule=stage.schedule)
         set_rate(models.actor, stage.lr * share)
@@ -78,15 +81,22 @@ def run(run: RunDir, job: JobSpec, stage: Ppo, order: StageOrder) -> None:
         at = {"stage": stage, "sizes": sizes, "seed": job.seed, "iteration": iteration}
         experience = collect(models, prompts, kl_coef=state.kl_coef, **at)
         _refuse_explosion(experience.figures, stage, order, iteration)
-        figures = experience.figures | learn(models, experience, **at)
+        learned = learn(models, experience, **at)
+        figures = experience.figures | learned.figures
         figures |= {"kl_coef": state.kl_coef, "learning_rate": stage.lr * share}
         _refuse_nan(figures, stage, order, iteration)
         state = replace(state, iteration=iteration + 1, kl_coef=_next_kl_coef(state, stage, figures["kl"]))
         if state.iteration % stage.log_every == 0 or state.iteration in (1, iterations):
             metrics.log(state.iteration, figures)
             _say(ranks, f"iteration {state.iteration} of {iterations}: {_text(figures)}")
-        if order.checkpoint_every and state.iteration % order.checkpoint_every == 0 and state.iteration < iterations:
+        due = state.iteration < iterations and order.checkpoint_every and state.iteration % order.checkpoint_every == 0
+        leave = learned.leave and order.checkpoint_every
+        if due or leave:
             _save(models, mesh, state, stage_dir, order, ranks, inputs=inputs, keep=stage.keep)
+        if leave:
+            metrics.close()
+            _say(ranks, f"asked to leave: saved iteration {state.iteration}")
+            raise Left(step=state.iteration, world=order.world)
 
     after, answers = evaluate(models, held_out, stage=stage, sizes=sizes, seed=job.seed)
     metrics.log(iterations, {f"held_out/{name}": value for name, value in after.items()})

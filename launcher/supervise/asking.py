@@ -10,18 +10,22 @@ from launcher.backends.slurm import QueueState
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
+from launcher.rundir.leave import SAVE_S
 from launcher.supervise import queue
 from launcher.supervise.lock import find_owner, this_process
 from launcher.supervise.stop import REQUEST
 
 LOOK_S = 1.0
-STOP_WAIT_S = 150.0  # ranks may be saving, and folders that hosts share show news late
+STOP_WAIT_S = SAVE_S + 120.0  # ranks may be saving, and folders that hosts share show news late
+END_WAIT_S = 150.0  # where they shall not
 CANCEL_WAIT_S = 90.0  # SLURM's own patience with what it ends
 
 
-def ask_to_stop(run: RunDir) -> None:
+def ask_to_stop(run: RunDir, *, now: bool = False) -> None:
+    """`now`: without another checkpoint."""
     append_event(run.events, "stop.asked")
-    write_json(run.stop_request, {"schema": 1, "host": this_process().host, "pid": os.getpid(), "t": time.time()})
+    who = {"host": this_process().host, "pid": os.getpid(), "t": time.time()}
+    write_json(run.stop_request, {"schema": 1, "now": now, **who})
 
 
 def take_back(run: RunDir, job: QueueState) -> None:
@@ -43,15 +47,19 @@ def is_elsewhere(run: RunDir) -> bool:
     return owner is not None and owner.host != this_process().host
 
 
-def stop_elsewhere(run: RunDir) -> None:
-    """Returns when it has stopped. LauncherError E507 where it does not, E442 where its queue cannot be asked."""
+def stop_elsewhere(run: RunDir, *, now: bool = False) -> None:
+    """Returns when it has stopped; `now`: without another checkpoint.
+
+    LauncherError E507 where it does not, E442 where its queue cannot be asked.
+    """
     job = queue.job_state(run)
     if job is not None and job.waits:
         take_back(run, job)
     else:
-        ask_to_stop(run)
+        ask_to_stop(run, now=now)
+    wait_s = END_WAIT_S if now else STOP_WAIT_S
     try:
-        if _wait(run, STOP_WAIT_S):
+        if _wait(run, wait_s):
             return
         if job is not None:
             queue.cancel(job.job)
@@ -61,7 +69,7 @@ def stop_elsewhere(run: RunDir) -> None:
         forget_request(run)
     owner = find_owner(run)
     where = f"process {owner.pid} on {owner.host}" if owner else f"job {job.job if job else ''}"
-    what = f"{where} controls it, and did not stop within {STOP_WAIT_S:.0f} s of being asked"
+    what = f"{where} controls it, and did not stop within {wait_s:.0f} s of being asked"
     hint = f"run launcher stop on that host; if it is gone for good, remove {run.path}/controller.json"
     raise LauncherError(Problem(code="E507", where=str(run.path), what=what, hint=hint))
 

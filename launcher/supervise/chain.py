@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from launcher.backends.registry import load_backend
@@ -18,6 +19,7 @@ from launcher.errors import LauncherError, Problem
 from launcher.hosts.machine.ports import free_port
 from launcher.rundir.folder import RunDir, read_json
 from launcher.rundir.inputs import parent_stages, stage_inputs
+from launcher.rundir.leave import SAVE_S
 from launcher.rundir.order import StageOrder
 from launcher.spec.stages import Reward, StageBase
 from launcher.supervise import evidence, left, watch
@@ -37,7 +39,11 @@ _PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
 
 
 class Stopped(Exception):
-    """The user asked the run to stop."""
+    """The run was asked to stop. `step`: behind which the ranks have saved and left, if they have."""
+
+    def __init__(self, step: int | None = None):
+        super().__init__()
+        self.step = step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,7 @@ class Ending:
     state: Literal["done", "failed", "stopped"]
     stage: str = ""
     problems: tuple[Problem, ...] = ()
+    step: int | None = None  # behind which the ranks of a stopped stage have saved and left; None: they were ended
     signal: str = ""  # the first that asked a stopped chain to stop; SIGUSR1: a scheduler, whose time is nearly over
 
 
@@ -75,9 +82,9 @@ class Chain:
             return self._failed(error.problems)
         except OSError as error:  # a full or vanished disk, a file that may not be written
             return self._failed((_unwritable(self.run, error),))
-        except Stopped:
-            self.journal.event("run.stopped", stage=self.at, signal=self.stop.signal_name)
-            return Ending(state="stopped", stage=self.at, signal=self.stop.signal_name)
+        except Stopped as stopped:
+            self.journal.event("run.stopped", stage=self.at, signal=self.stop.signal_name, step=stopped.step)
+            return Ending(state="stopped", stage=self.at, step=stopped.step, signal=self.stop.signal_name)
         self.journal.event("run.finished", seconds=round(time.monotonic() - started_s, 1))
         return Ending(state="done")
 
@@ -169,11 +176,19 @@ class Chain:
             raise Stopped
         self.journal.event(f"{kind}.launched", stage=request.stage, world=request.world, command=request.shell_text())
         tick = progress.tick if progress else lambda now_s: None
-        outcome = watch.follow(request, self.run, files, self.stop, on_tick=tick)
+        on_leave = partial(self._say_leaving, request.stage)
+        outcome = watch.follow(request, self.run, files, self.stop, on_tick=tick, on_leave=on_leave)
         _refuse_alive(outcome.still_alive)
-        if outcome.stopped:
-            raise Stopped
+        step = evidence.left_after(outcome.evidence)
+        if step is not None:
+            self.journal.event("stage.left", stage=request.stage, step=step)
+            self.journal.say(f"{request.stage}: saved step {step}")
+            raise Stopped(step)
         problems = evidence.find_problems(outcome.evidence)
+        if outcome.stopped and problems:
+            if kind == "stage":
+                self._say_unsaved(request.stage, outcome, problems)
+            raise Stopped
         if problems:
             rank = evidence.blamed_rank(outcome.evidence)
             self.journal.problems(
@@ -183,6 +198,19 @@ class Chain:
             raise LauncherError(problems)
         if kind == "prepare":
             self.journal.event("prepare.finished")
+
+    def _say_leaving(self, name: str) -> None:
+        self.journal.event("stage.leaving", stage=name, signal=self.stop.signal_name)
+        self.journal.say(f"{name}: asked to save and leave within {seconds_text(SAVE_S)}; asked again, it ends unsaved")
+
+    def _say_unsaved(self, name: str, outcome: watch.Outcome, problems: list[Problem]) -> None:
+        """Of ranks that we have ended there is nothing to tell but why; others have failed, perhaps while they saved."""
+        why = outcome.unsaved
+        if not why:
+            self.journal.problems("rank.problem", problems, stage=name, rank=evidence.blamed_rank(outcome.evidence))
+            why = "; ".join(problem.text() for problem in problems)
+        self.journal.event("stage.unsaved", stage=name, reason=why)
+        self.journal.say(f"{name}: ended without another checkpoint: {why}")
 
     def _check_artifact(self, name: str, inputs: str) -> None:
         """What a stage hands on is whole and made of what it should be; only then may the next one start."""

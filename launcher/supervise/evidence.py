@@ -29,6 +29,14 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """What a rank wrote that was asked to leave, and did so behind a checkpoint."""
+
+    world: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """All that was seen of one attempt to run prepare or a stage."""
 
@@ -36,6 +44,7 @@ class Evidence:
     world: int
     exit_code: int  # of the launcher; negative: the signal that killed it
     worlds: Mapping[int, int]  # rank -> world in its success marker
+    left: Mapping[int, Leave] = field(default_factory=dict)  # rank -> its word that it has saved and left
     told: tuple[Told, ...] = ()
     deaths: tuple[Death, ...] = ()
     ended_by_us: bool = False  # the watch ended the launcher, so its exit code says nothing
@@ -60,6 +69,16 @@ def find_problems(evidence: Evidence) -> list[Problem]:
     return [_world_problem(evidence) or _launcher_problem(evidence)]
 
 
+def left_after(evidence: Evidence) -> int | None:
+    """The step behind which all ranks have left together, its checkpoint written; None where they have not."""
+    every_rank = set(evidence.left) == set(range(evidence.world))
+    words = set(evidence.left.values())
+    if every_rank and len(words) == 1 and _ended_well(evidence):
+        [word] = words
+        return word.step if word.world == evidence.world else None
+    return None
+
+
 def blamed_rank(evidence: Evidence) -> int | None:
     """The rank whose log tells most; None: the launcher's own."""
     cause = None if _succeeded(evidence) else _first_cause(evidence)
@@ -68,8 +87,12 @@ def blamed_rank(evidence: Evidence) -> int | None:
 
 def _succeeded(evidence: Evidence) -> bool:
     every_rank = set(evidence.worlds) == set(range(evidence.world)) and set(evidence.worlds.values()) == {evidence.world}
-    ended_well = evidence.exit_code == 0 or evidence.ended_by_us  # it hung at its exit, after the last marker
-    return every_rank and ended_well and not evidence.told
+    return every_rank and _ended_well(evidence)
+
+
+def _ended_well(evidence: Evidence) -> bool:
+    """Of an attempt whose ranks have all left their marker. The launcher may have hung at its exit behind the last one."""
+    return (evidence.exit_code == 0 or evidence.ended_by_us) and not evidence.told
 
 
 def _first_cause(evidence: Evidence) -> Told | Death | None:

@@ -239,7 +239,9 @@ def _ending_of(event: Mapping[str, object], before: Ending | None) -> Ending | N
         case "run.finished":
             return Ending(state="done")
         case "run.stopped":
-            return Ending(state="stopped", stage=stage, signal=str(event.get("signal", "")))
+            step = event.get("step")
+            saved = step if isinstance(step, int) else None
+            return Ending(state="stopped", stage=stage, step=saved, signal=str(event.get("signal", "")))
         case "run.failed":
             return Ending(state="failed", stage=stage, problems=problems)
         case "node.refused" if before is None or before.state == "failed":

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from launcher.rundir.folder import read_json
+
 REQUEST = "stop.json"
 LOOK_S = 0.5  # at the file, which may lie on a folder that many hosts share
 
@@ -30,11 +32,21 @@ class StopFlag:
 
     @property
     def asked(self) -> bool:
-        if self.count == 0 and self.request is not None and time.monotonic() >= self._next_look_s:
+        if self.count < 2 and self.request is not None and time.monotonic() >= self._next_look_s:
             self._next_look_s = time.monotonic() + LOOK_S
-            if self.request.exists():
-                self.count, self.signal_name = 1, REQUEST
+            self._look(self.request)
         return self.count > 0
+
+    def _look(self, request: Path) -> None:
+        """A file counts as one request, or as the second where it says that it is for now."""
+        try:
+            now = read_json(request).get("now") is True
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            now = False
+        self.count = max(self.count, 2 if now else 1)
+        self.signal_name = self.signal_name or REQUEST
 
     @property
     def hard(self) -> bool:

@@ -21,6 +21,7 @@ from launcher.rundir.inputs import stage_inputs
 from launcher.train.batches import micro_batches
 from launcher.train.checkpoints import find_resume, seal, work_folder
 from launcher.train.engines import Engine, Scoring
+from launcher.train.leaving import Left, say_listening
 from launcher.train.metrics import Metrics
 from launcher.train.precision import LossScale
 from launcher.train.ranks import Ranks, broadcast
@@ -51,7 +52,7 @@ class Course:
 
 
 def run_course(course: Course) -> None:
-    """Train, with figures before and after. Collective."""
+    """Train, with figures before and after. Left where the ranks were asked to leave, which they do together. Collective."""
     task, engine = course.task, course.engine
     order, ranks, stage = task.order, task.ranks, task.stage
     inputs = stage_inputs(task.run, read_json(task.run.job_json), order)
@@ -73,13 +74,19 @@ def run_course(course: Course) -> None:
     say(ranks, _arithmetic(course, total))
     for note in course.notes:
         say(ranks, note)
+    if ranks.first and order.checkpoint_every:
+        say_listening(task.folder)
     for step in range(resume.step, total):
-        _train_step(course, metrics, scale, step=step, total=total)
+        leave = _train_step(course, metrics, scale, step=step, total=total)
         done = step + 1
-        if order.checkpoint_every and done % order.checkpoint_every == 0:
+        if order.checkpoint_every and (leave or done % order.checkpoint_every == 0):
             written = work_folder(task.folder) / f"step{done}"
             save_states(written, engine.raw, engine.pieces, engine.mesh, step=done, extra={"skipped": scale.skipped})
             seal(task.folder, written, order, ranks, step=done, inputs=inputs, keep=stage.keep)
+            if leave:
+                metrics.close()
+                say(ranks, f"asked to leave: saved step {done}")
+                raise Left(step=done, world=order.world)
     course.steps = total
     course.after, course.groups = course.evaluate(engine)
     engine.settle()
@@ -88,7 +95,8 @@ def run_course(course: Course) -> None:
     say(ranks, f"held out before {figures_text(course.before)}; after {figures_text(course.after)}")
 
 
-def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int, total: int) -> None:
+def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int, total: int) -> bool:
+    """One step and its figures. True where the ranks leave behind it, on all of them."""
     task, mesh, train, began_s = course.task, course.task.mesh, course.task.rows.train, time.monotonic()
     order, stage, seed = task.order, task.stage, task.job.seed
     # Dropout depends on step and place only. A tensor group shares its seed, or replicated weights drift apart.
@@ -99,7 +107,8 @@ def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int
         for micro in micro_batches(numbers, micro=order.micro_batch, replica=mesh.dp_rank, replicas=mesh.dp)
     ]
     rate = learning_rate(stage, step, total)
-    figures = course.engine.step(batches, lr=rate)
+    taken = course.engine.step(batches, lr=rate)
+    figures = taken.figures
     _refuse_nan(course, figures, step + 1)
     scale.check(f"stage {order.stage}, step {step + 1}")
     # the step's figures have waited for the device
@@ -107,6 +116,7 @@ def _train_step(course: Course, metrics: Metrics, scale: LossScale, *, step: int
     if step == 0 or (step + 1) % stage.log_every == 0 or step + 1 == total:
         epoch = (step + 1) * global_batch(order) / len(train)
         metrics.log(step + 1, {**figures, **scale.figures(), "learning_rate": rate, "epoch": epoch})
+    return taken.leave
 
 
 def _arithmetic(course: Course, total: int) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.order import StageOrder
 from launcher.train.batches import Batch
+from launcher.train.leaving import asked_to_leave
 from launcher.train.mesh import Mesh
 from launcher.train.objectives import Objective, Sums
 from launcher.train.optimizer import set_rate
@@ -25,6 +26,14 @@ from launcher.train.pieces import Piece
 from launcher.train.scoring import last_scores, token_scores
 
 Scores = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """One optimizer step that was taken; the same on all ranks."""
+
+    figures: dict[str, float]
+    leave: bool  # some rank was asked to leave
 
 
 class Scoring(Protocol):
@@ -41,7 +50,7 @@ class Engine(Scoring, Protocol):
     raw: Any
     pieces: list[Piece]
 
-    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]: ...
+    def step(self, batches: Sequence[Batch], *, lr: float) -> Stepped: ...
 
     def settle(self) -> None: ...
 
@@ -93,14 +102,20 @@ def _different_rows(order: StageOrder, rank: int, replica: int) -> Problem:
     )
 
 
-def figures_of(sums: Sequence[Sums], names: Sequence[str], weighing: Weighing, mesh: Mesh) -> dict[str, float]:
-    """Means over the whole step of the named sums, on all ranks. One collective, one wait for the device."""
-    totals = torch.zeros(len(names), dtype=torch.float64, device=mesh.device)
+def stepped(sums: Sequence[Sums], names: Sequence[str], weighing: Weighing, mesh: Mesh, *, grad_norm: float) -> Stepped:
+    """Means over the whole step of the named sums, on all ranks. One collective, one wait for the device.
+
+    Whether anybody was asked to leave is one number more in it: so all ranks know, and leave behind the same step.
+    """
+    totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=mesh.device)
     if mesh.scores:
         for each in sums:
-            totals += torch.stack([each[name].double().sum() for name in names])
+            totals[:-1] += torch.stack([each[name].double().sum() for name in names])
+    if asked_to_leave():
+        totals[-1] = 1.0
     dist.all_reduce(totals)
-    return dict(zip(names, (totals / weighing.total).tolist(), strict=True))
+    *means, leave = (totals / weighing.total).tolist()
+    return Stepped(figures={**dict(zip(names, means, strict=True)), "grad_norm": grad_norm}, leave=leave > 0)
 
 
 class PlainEngine:
@@ -109,7 +124,7 @@ class PlainEngine:
     def __init__(self, raw: Any, order: StageOrder, mesh: Mesh, pieces: list[Piece], objective: Objective):
         self.raw, self.order, self.mesh, self.pieces, self.objective = raw, order, mesh, pieces, objective
 
-    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+    def step(self, batches: Sequence[Batch], *, lr: float) -> Stepped:
         """One optimizer step; the means of the step and the gradient norm before clipping."""
         weighing = weigh(batches, self.order, self.mesh)
         set_rate(self.raw, lr)
@@ -124,7 +139,7 @@ class PlainEngine:
                 norm = gradient_norm(self.pieces, self.mesh)  # DeepSpeed tells none at ZeRO 0
             self.raw.step()
         norm = norm if self.order.zero == 0 else _told_norm(self.raw)
-        return figures_of(told, self.objective.names, weighing, self.mesh) | {"grad_norm": norm}
+        return stepped(told, self.objective.names, weighing, self.mesh, grad_norm=norm)
 
     def score(self, batches: Sequence[Batch]) -> list[Scores]:
         """Scores of each micro-batch, without gradient and without dropout."""
@@ -162,12 +177,13 @@ class PipeEngine:
     def __init__(self, raw: Any, order: StageOrder, mesh: Mesh, pieces: list[Piece], loss: PipeLoss):
         self.raw, self.order, self.mesh, self.pieces, self.loss = raw, order, mesh, pieces, loss
 
-    def step(self, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+    def step(self, batches: Sequence[Batch], *, lr: float) -> Stepped:
         weighing = weigh(batches, self.order, self.mesh)
         set_rate(self.raw, lr)
         self.loss.begin(self._needed(batches), weighing.factor)
         self.raw.train_batch(iter(self._items(batches)))
-        return figures_of(self.loss.sums, self.loss.objective.names, weighing, self.mesh) | {"grad_norm": _told_norm(self.raw)}
+        norm = _told_norm(self.raw)
+        return stepped(self.loss.sums, self.loss.objective.names, weighing, self.mesh, grad_norm=norm)
 
     def score(self, batches: Sequence[Batch]) -> list[Scores]:
         """Scores of each micro-batch in the last stage, an empty list elsewhere."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from launcher.spec.stages import Ppo
+from launcher.train.leaving import asked_to_leave
 from launcher.train.ppo_engines import whole_for_sampling
 from launcher.train.ppo_losses import (
     entropy,
@@ -189,7 +190,15 @@ def answer_figures(answers: Answers, judged: Judged, *, weight_B: Tensor) -> dic
     }
 
 
-def learn(models: Models, experience: Experience, *, stage: Ppo, sizes: Sizes, seed: int, iteration: int) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What all passes over one rollout came to; the same on all ranks."""
+
+    figures: dict[str, float]
+    leave: bool  # some rank was asked to leave
+
+
+def learn(models: Models, experience: Experience, *, stage: Ppo, sizes: Sizes, seed: int, iteration: int) -> Learned:
     """All passes over one rollout: actor and critic, an optimizer step of each a minibatch. Collective.
 
     Losses are sums over tokens, divided by the tokens of the whole minibatch on all ranks and micro-batches. The engine must
@@ -233,13 +242,14 @@ def learn(models: Models, experience: Experience, *, stage: Ppo, sizes: Sizes, s
         norms.append((models.actor.get_global_grad_norm(), models.critic.get_global_grad_norm()))
     loss, critic_loss, clipped, counted = total(sums).tolist()
     steps = len(minibatches) * sizes.world
+    told = gather((ratio_first, asked_to_leave()))
     figures = {
         "policy_loss": loss / steps,
         "value_loss": critic_loss / steps,
         "clipped": clipped / counted,
-        "ratio_first": max(gather(ratio_first)),
+        "ratio_first": max(ratio for ratio, _ in told),
     }
-    return figures | _mean_norms(norms)
+    return Learned(figures=figures | _mean_norms(norms), leave=any(asked for _, asked in told))
 
 
 def _mean_norms(norms: Sequence[tuple[float | None, float | None]]) -> dict[str, float]:

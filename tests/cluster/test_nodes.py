@@ -155,6 +155,27 @@ def test_a_rank_that_dies_ends_all_pods_and_the_next_attempt_goes_on_from_a_chec
     assert "resumed from step" in pods.run.stage("pretrain").rank_log(0).read_text()
 
 
+@pytest.mark.parametrize("told", [(0, 1), (1,)], ids=["all pods are deleted", "one machine is drained"])
+def test_pods_that_are_stopped_save_together_and_the_next_attempt_goes_on_from_that_step(
+    pods: Pods, told: tuple[int, ...]
+) -> None:
+    pods.render(stages=[{**STAGE, "kind": "pretrain", "steps": 60, "checkpoint_every": 10}])
+    pods.start(0)
+    pods.start(1)
+    pods.wait_for(lambda: any(pods.run.stage("pretrain").checkpoints.glob("step*/manifest.json")))
+    for pod in told:
+        pods.cluster.out(f"node{pod + 1}", ["pkill", "-TERM", "-f", "--", "[-]m launcher node"])
+    ended = {pod: pods.end(pod) for pod in (0, 1)}
+    assert [code for code, _ in ended.values()] == [6, 6], ended
+    [left] = pods.events("stage.left")
+    assert f"saved step {left['step']}, stopped" in ended[0][1]
+    assert pods.left() == ""
+    pods.start(1)
+    pods.start(0)
+    assert [pods.end(pod)[0] for pod in (0, 1)] == [0, 0]
+    assert f"resumed from step {left['step']}" in pods.run.stage("pretrain").rank_log(0).read_text()
+
+
 def test_a_pod_that_vanishes_is_named_and_the_others_end(pods: Pods) -> None:
     pods.render(stages=[{**STAGE, "kind": "pretrain", "steps": 4000, "checkpoint_every": 10}])
     pods.start(0)

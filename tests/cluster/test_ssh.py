@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,26 @@ def test_values_arrive_byte_by_byte_and_a_secret_is_nowhere_but_there(remote: Re
     assert remote.end(running)[0] == 6
     assert remote.left() == {}
     assert in_files(CANARY, remote.folder) == ""
+
+
+def test_a_stop_over_ssh_saves_on_all_hosts_and_resume_goes_on_from_that_step(remote: Remote) -> None:
+    """The controller's host has no rank: its word goes through the fleet to each keeper."""
+    remote.write_job([LONG])
+    running = remote.start("run", "job.yaml", "--set", "stages.pretrain.steps=60", "--set", "stages.pretrain.log_every=1")
+    remote.wait_for_step(20, running)
+    [controller] = _controllers(remote)
+    remote.kill(LOGIN, controller, signal.SIGTERM)
+    code, _, err = remote.end(running)
+    assert code == 6, err
+    assert remote.left() == {}
+    [left] = remote.events("stage.left")
+    assert f"saved step {left['step']}, stopped" in err
+    assert {event["code"] for event in remote.events("host.ended")} == {0}
+    code, _, err = remote("resume")
+    assert code == 0, err
+    assert f"goes on from the checkpoint of step {left['step']}" in err
+    steps = [line["step"] for line in remote.losses(remote.run)["pretrain"] if "loss" in line]
+    assert steps == list(range(1, 61))
 
 
 def test_a_taken_port_costs_one_try_and_a_rank_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,25 @@ def test_a_rank_that_is_killed_on_its_own_disk_is_named_and_the_run_goes_on_from
     assert code == 0, err
     assert "resumed from step" in remote.run.stage("pretrain").rank_log(0).read_text()
     assert [event["kind"] for event in remote.events("stage.")].count("stage.resumed") == 1
+
+
+def test_a_stop_saves_on_every_disk_and_the_checkpoint_is_fetched_before_it_is_told(remote: Unshared) -> None:
+    remote.write_job([LONG])
+    running = remote.start("run", "job.yaml")
+    remote.wait_for_step(10, running)
+    remote.wait_for(lambda: remote.run.stage("pretrain").listening.exists(), running)
+    [controller] = remote.cluster.out(LOGIN, ["pgrep", "-f", "--", "[-]m launcher run"]).split()
+    remote.kill(LOGIN, int(controller), signal.SIGINT)
+    code, _, err = remote.end(running)
+    assert code == 6, err
+    [left] = remote.events("stage.left")
+    stage = remote.run.stage("pretrain")
+    assert find_damage(stage.checkpoints / f"step{left['step']}") == []
+    assert not stage.away.exists()
+    assert remote.steps(LOGIN) == remote.steps("node1") == remote.steps("node2")
+    code, _, err = remote("resume")
+    assert code == 0, err
+    assert f"goes on from the checkpoint of step {left['step']}" in err
 
 
 def test_after_the_death_of_the_controller_its_checkpoints_are_fetched_first(remote: Unshared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from launcher.backends.shell import find_processes
+from launcher.rundir.artifact import find_damage
 from launcher.rundir.events import read_events
 
 pytestmark = pytest.mark.e2e
@@ -96,8 +98,35 @@ def check_tampering(launcher) -> None:
     assert "loss (nats/token)" in out
 
 
+def losses(run) -> list[tuple[object, object]]:
+    lines = map(json.loads, run.stage("pretrain").metrics.read_text().splitlines())
+    return [(line["step"], line.get("loss", line.get("held_out/loss"))) for line in lines]
+
+
+def test_ctrl_c_and_resume_lose_no_step_and_no_bit(launcher):
+    process = launcher.start("run", "job.yaml", "--stage", "pretrain", "--set", "stages.pretrain.steps=100")
+    launcher.wait_for_checkpoint(20, process)
+    for name in ("deepspeed", "launch.py"):  # a stray one kills nobody who is no rank
+        os.kill(launcher.processes()[name].pid, signal.SIGUSR1)
+    process.send_signal(signal.SIGINT)
+    code, _, err = launcher.end(process)
+    assert code == 6
+    check_nothing_is_left(launcher)
+    stopped = launcher.run
+    [step] = [event["step"] for event in read_events(stopped.events) if event["kind"] == "stage.left"]
+    assert "pretrain: asked to save and leave within 10 min" in err
+    assert f"saved step {step}, stopped; go on with: launcher resume" in err
+    assert find_damage(stopped.stage("pretrain").checkpoints / f"step{step}") == []
+
+    code, _, err = launcher("resume", "--stage", "pretrain")
+    assert code == 0, err
+    assert f"goes on from the checkpoint of step {step}" in err
+    assert launcher("run", "job.yaml", "--stage", "pretrain", "--set", "stages.pretrain.steps=100")[0] == 0
+    assert losses(stopped) == losses(launcher.run)
+
+
 def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher):
-    code, out, err = launcher("run", "job.yaml", "--detach", "--set", "stages.pretrain.steps=60")
+    code, out, err = launcher("run", "job.yaml", "--detach", "--set", "stages.pretrain.steps=2000")
     assert code == 0, err
     assert out.strip() == str(launcher.run.path)
     other = launcher.start("logs", "e2e", "prepare", "-f")
@@ -106,7 +135,10 @@ def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher
     assert code == 5
     assert "[E507]" in err
     assert "pretrain" in launcher("status", "e2e")[1]
-    assert launcher("stop", "e2e")[0] == 0
+    code, _, err = launcher("stop", "e2e")
+    assert code == 0
+    assert "ranks at their steps save first" in err
+    assert "stage.left" in [event["kind"] for event in read_events(launcher.run.events)]
     check_nothing_is_left(launcher)
     assert launcher.end(other)[0] == 0
     assert "stopped" in launcher("status", "e2e")[1]

@@ -40,7 +40,7 @@ class Link:
         return self.order.host
 
     def say(self, message: Mapping[str, object]) -> None:
-        """Go or stop: said now, and again over every new connection. The host takes each once."""
+        """Go, leave or stop: said now, and again over every new connection. The host takes each once."""
         self._said.append(message)
         if self._pipe is not None:
             self._pipe.write(line(message))

@@ -4,6 +4,7 @@
                         {"do": "keep", …order…}           once, the first line: what shall be kept there
                         {"go": {…}}                       where the ranks meet; the order is started
                         {"beat": last number seen}        every BEAT_S: the lease goes on, what was seen is forgotten
+                        {"leave": true}                   ask the ranks to save and leave
                         {"stop": grace seconds}           end the ranks, tell the end
     host → controller   {"kind": "kept", …}               the answer to an order
                         {"kind": "beat"}                  the answer to a beat

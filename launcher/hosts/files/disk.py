@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.rundir.folder import RunDir
 
 CONTROLLER = "/"  # who claims the controller's disk: no host has this name
-WORDS = ("done", "problems", "deaths")  # folders of a stage that belong to one attempt: never carried, told as they come
+WORDS = ("done", "leave", "problems", "deaths")  # folders of a stage that are of one attempt: never carried, told as they come
 ARRIVING = ".arriving-"  # folders in which files lie until they are whole
 _CLAIM = ".disk-"
 

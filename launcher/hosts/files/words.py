@@ -22,8 +22,14 @@ def grown_files(stage: StageDir, ranks: range) -> dict[str, Path]:
 
 
 def whole_files(stage: StageDir, ranks: range) -> dict[str, Path]:
-    paths = [path for rank in ranks for path in (stage.problem(rank), stage.done(rank))]
+    paths = [path for rank in ranks for path in (stage.problem(rank), *markers(stage, rank))]
+    paths += [stage.listening] if 0 in ranks else []
     return {path.relative_to(stage.path).as_posix(): path for path in paths}
+
+
+def markers(stage: StageDir, rank: int) -> tuple[Path, Path]:
+    """A rank that ends in order leaves one of them: it has finished, or it has left behind a checkpoint."""
+    return stage.done(rank), stage.left(rank)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from launcher.backends.fleet_order import with_meeting
 from launcher.backends.local import RESERVED
 from launcher.backends.request import LaunchRequest
-from launcher.backends.shell import Child, Process, boot_id, end_processes, start
+from launcher.backends.shell import Child, Process, ask_to_leave, boot_id, end_processes, start
 from launcher.errors import EXIT_DONE
 from launcher.hosts.connection.order import Order, order_from
 from launcher.hosts.connection.wire import MAX_LINE, MAX_TEXT, BadLine, line, parse
@@ -245,13 +245,16 @@ class Keeper:
         return None
 
     async def _obey(self, message: Mapping[str, object]) -> None:
+        assert self.order is not None
         self.heard_s = time.monotonic()
-        seen, stop, go = message.get("beat"), message.get("stop"), message.get("go")
+        seen, stop, go, leave = (message.get(what) for what in ("beat", "stop", "go", "leave"))
         if isinstance(seen, int):
             while self.unseen and self.unseen[0][0] <= seen:
                 self.unseen.popleft()
         if isinstance(go, dict):
             await self._go(go)
+        if leave and self.child is not None:
+            await asyncio.to_thread(ask_to_leave, self.order.token)
         if isinstance(stop, int | float) and self.stop_s is None:
             self.stop_s = max(0.0, float(stop))
 

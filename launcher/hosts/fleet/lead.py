@@ -25,11 +25,12 @@ from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
 from launcher.hosts.connection.link import Link
 from launcher.hosts.connection.order import Leader, Order
 from launcher.hosts.files.disk import CONTROLLER, claim, claim_path, forget_arrivals
-from launcher.hosts.files.words import write_word
+from launcher.hosts.files.words import markers, write_word
 from launcher.hosts.fleet.carrying import Carrier
 from launcher.hosts.fleet.host import Host, States, say
 from launcher.hosts.machine.look import code_sha256
 from launcher.rundir.folder import RunDir, write_json
+from launcher.rundir.leave import LEAVE
 
 GRACE_S = 5.0
 LAST_WORDS_S = 3.0  # from the first failure to the end of the others: they may still tell what they saw
@@ -61,6 +62,8 @@ class Fleet:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(LEAVE, self._ask_to_leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE})  # it was started with it blocked, as ranks are
         following = [asyncio.create_task(self._follow(host)) for host in self.hosts]
         try:
             await self._until(lambda: all(host.ready or host.over for host in self.hosts), READY_S)
@@ -91,6 +94,12 @@ class Fleet:
     def _stop(self) -> None:
         self.stopping = True
         self.changed.set()
+
+    def _ask_to_leave(self) -> None:
+        """On every host: the ranks save, leave and end, each host by itself, as those do that have finished."""
+        for host in self.hosts:
+            if not host.over:
+                host.link.say({"leave": True})
 
     async def _until(self, true: Callable[[], bool], wait_s: float | None = None) -> None:
         """Until it is true, the time is over, or the fleet is told to stop."""
@@ -235,7 +244,7 @@ class Fleet:
     def _note_word(self, host: Host, word: Mapping[str, object]) -> None:
         """A marker waits until what it stands for is here."""
         stage = self.run.stage(self.order.stage)
-        if word["file"] in [f"done/{stage.done(rank).name}" for rank in host.ranks]:
+        if stage.path / str(word["file"]) in [path for rank in host.ranks for path in markers(stage, rank)]:
             host.done[str(word["file"])] = str(word["text"])
             return
         with suppress(OSError):  # a full disk does not end the ranks

@@ -16,6 +16,7 @@ from launcher.hosts.nodes.board import BEAT_S, Call, Card, Hearing
 from launcher.hosts.nodes.join import order_of
 from launcher.hosts.nodes.part import Asked, Part, begin, end_leftovers
 from launcher.rundir.folder import RunDir
+from launcher.rundir.leave import SAVE_S
 
 LOOK_S = 0.2  # at processes: between a rank's death and launch.py's next look the kernel still tells how it died
 ASK_S = 1.0  # at the shared folder, which all nodes ask
@@ -35,6 +36,7 @@ class Follower:
     part: Part | None = None
     attempt: str = ""
     code: int | None = None
+    _asked_s: float | None = None  # when the ranks here were asked to leave
     _beat: int = 0
     _next_beat_s: float = 0.0
     _next_ask_s: float = 0.0
@@ -42,7 +44,7 @@ class Follower:
     def follow(self) -> int:
         """The exit code. LauncherError E520 where no node 0 is heard."""
         while True:
-            if self.asked.to_end:
+            if self.asked.to_end and not self._leaving():
                 self._end_part()
                 return EXIT_STOPPED
             if self.part is not None and (code := self.part.look()) is not None:
@@ -54,6 +56,20 @@ class Follower:
                 self._speak()
                 self._listen()
             time.sleep(LOOK_S)
+
+    def _leaving(self) -> bool:
+        """True while the ranks here, which are asked once, may save and leave with all others.
+
+        Nodes are often stopped together: ranks that end first would take the others' checkpoint with them.
+        """
+        if self.part is None or self.asked.at_once:
+            return False
+        if self._asked_s is None:
+            if not self.run.stage(self.part.stage).listening.exists():
+                return False
+            self._asked_s = time.monotonic()
+            self.part.ask_to_leave()
+        return time.monotonic() - self._asked_s < SAVE_S
 
     def _call(self) -> Call | None:
         """What is asked of this very process."""

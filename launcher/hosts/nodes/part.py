@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from launcher.backends.request import TOKEN, LaunchRequest
-from launcher.backends.shell import Child, Process, end_processes, start
+from launcher.backends.shell import Child, Process, ask_to_leave, end_processes, start
 from launcher.errors import LauncherError, Problem
+from launcher.hosts.files.words import markers
 from launcher.hosts.machine.ranks import RankTable
 from launcher.rundir.folder import RunDir, write_json
 
@@ -25,15 +26,17 @@ KILLED = -9
 
 @dataclass(slots=True)
 class Asked:
-    """Whether INT or TERM came."""
+    """Whether INT or TERM came, and whether a second time."""
 
     to_end: bool = False
+    at_once: bool = False
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = self.to_end
         self.to_end = True
 
 
@@ -52,12 +55,15 @@ class Part:
         """The exit code once launch.py has ended; deaths of ranks are noted in the run folder."""
         self.ranks.look()
         for rank, death in self.ranks.ended.items():
-            if rank not in self._told and not self.run.stage(self.stage).done(rank).exists():
+            if rank not in self._told and not any(path.exists() for path in markers(self.run.stage(self.stage), rank)):
                 told = {"t": death.seen_s, "wait_status": death.wait_status, "host": self.host}
                 with suppress(OSError):  # a full disk: what is left is the exit code
                     write_json(self.run.stage(self.stage).death(rank), told)
             self._told.add(rank)
         return self.child.poll()
+
+    def ask_to_leave(self) -> None:
+        ask_to_leave(str(self.run.path))
 
     def end(self) -> int:
         """Nothing of the run is left on this node when this returns; the exit code. LauncherError E511 where something is."""

@@ -12,7 +12,18 @@ from collections.abc import Iterator
 import pytest
 
 from launcher.backends.request import TOKEN, LaunchRequest
-from launcher.backends.shell import Process, end_processes, find_processes, is_alive, read_stat, send, start
+from launcher.backends.shell import (
+    Process,
+    ask_to_leave,
+    end_processes,
+    find_processes,
+    is_alive,
+    read_stat,
+    send,
+    start,
+    start_detached,
+)
+from launcher.rundir.leave import LEAVE
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 
@@ -106,3 +117,54 @@ def test_a_started_request_has_its_own_session_and_its_outputs_in_the_log(tmp_pa
         time.sleep(0.01)
     assert child.poll() == 0
     assert (tmp_path / "logs" / "x.log").read_text() == "True b\nerr\n"
+
+
+# What a request starts, and what that starts in turn; each tells a file whether LEAVE is blocked, and waits.
+BRANCH = """
+import os, signal, subprocess, sys, time
+blocked = signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+with open(f"{sys.argv[1]}/{os.environ.get('RANK', 'launcher')}", "w") as file:
+    file.write(str(blocked))
+if "RANK" not in os.environ:
+    env = {**os.environ, "RANK": "0", "LOCAL_RANK": "0"}
+    subprocess.Popen([sys.executable, "-S", "-c", sys.argv[2], *sys.argv[1:]], env=env)
+deadline_s = time.monotonic() + 30
+while signal.SIGUSR1 not in signal.sigpending() and time.monotonic() < deadline_s:
+    time.sleep(0.02)
+os.rename(f"{sys.argv[1]}/{os.environ.get('RANK', 'launcher')}", f"{sys.argv[1]}/{os.environ.get('RANK', 'launcher')}-asked")
+"""
+
+
+def test_a_request_to_leave_waits_in_the_ranks_until_they_look_and_kills_nobody(tmp_path):
+    """Sent from the first moment on, again and again: no process dies of it, whatever it is at."""
+    token, before = str(tmp_path / "run"), signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    argv = (sys.executable, "-S", "-c", BRANCH, str(tmp_path), BRANCH)
+    request = LaunchRequest(stage="s", argv=argv, env=((TOKEN, token),), world=1)
+    ours = signal.signal(LEAVE, signal.SIG_IGN)  # as `launcher node` does; what is ignored stays so behind exec
+    try:
+        child = start(request, cwd=tmp_path, log=tmp_path / "log", base_env=os.environ)
+    finally:
+        signal.signal(LEAVE, ours)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+    deadline_s = time.monotonic() + 20
+    while not (tmp_path / "0-asked").exists() and time.monotonic() < deadline_s:
+        ask_to_leave(token, leader=child.pid)
+    while child.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert child.poll() == 0
+    assert [(tmp_path / name).read_text() for name in ("launcher-asked", "0-asked")] == ["True", "True"]
+
+
+def test_who_is_no_rank_is_not_asked_to_leave(spawn):
+    mine = spawn("/runs/job/a")
+    ask_to_leave("/runs/job/a")
+    time.sleep(0.2)
+    assert mine.poll() is None
+
+
+def test_a_controller_that_is_detached_hears_the_signal(tmp_path):
+    code = "import signal, sys; sys.exit(3 if signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, set()) else 0)"
+    child = start_detached([sys.executable, "-S", "-c", code], cwd=tmp_path, log=tmp_path / "log")
+    while (ended := child.poll()) is None:
+        time.sleep(0.02)
+    assert (ended, LEAVE) == (0, signal.SIGUSR1)

@@ -18,7 +18,7 @@ def test_a_controller_that_ctrl_z_has_stopped_ends_at_once() -> None:
         stat = read_stat(child.pid)
         assert stat is not None
         started_s = time.monotonic()
-        stop._ask(Owner(pid=child.pid, started_ticks=stat.started_ticks, host="", boot=""))
+        stop._ask(Owner(pid=child.pid, started_ticks=stat.started_ticks, host="", boot=""), stop.TO_SAVE)
         assert child.wait(timeout=5) == -signal.SIGTERM
         assert time.monotonic() - started_s < 5
     finally:

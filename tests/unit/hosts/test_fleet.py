@@ -68,3 +68,17 @@ def test_a_host_whose_keeper_was_killed_is_named(tmp_path):
     assert led._exit_code() == 4
     [problem] = [host.problem for host in led.hosts if host.problem]
     assert (problem.code, problem.where) == ("E417", "node2")
+
+
+def test_who_has_left_counts_as_who_has_finished_and_every_host_is_asked(tmp_path):
+    led = fleet(tmp_path, {"disk": "node1"}, {"disk": "node2"})
+    led.hosts[1].code = 0
+    led._ask_to_leave()
+    assert [host.link._said for host in led.hosts] == [[{"leave": True}], []]
+    for host in led.hosts:
+        for rank in host.ranks:
+            led._take(host, {"kind": "word", "file": f"leave/rank{rank}.json", "at": 0, "text": "{}", "mtime_ns": 1})
+    led._take(led.hosts[0], {"kind": "word", "file": "leave/listening.json", "at": 0, "text": "{}", "mtime_ns": 1})
+    assert led._all_done()
+    assert not led.run.stage("sft").left(0).exists()
+    assert led.run.stage("sft").listening.exists()

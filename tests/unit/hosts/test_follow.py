@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from launcher.hosts.nodes.board import Call, Card, Hearing
 from launcher.hosts.nodes.follow import Follower
 from launcher.hosts.nodes.gather import Gathering, Other
 from launcher.hosts.nodes.part import Asked
-from launcher.rundir.folder import RunDir, read_json
+from launcher.rundir.folder import RunDir, read_json, write_json
+from launcher.rundir.leave import SAVE_S
 
 
 @dataclass
@@ -41,6 +43,10 @@ class FakePart:
     stage: str = ""
     code: int | None = None
     ended: bool = False
+    asked: int = 0
+
+    def ask_to_leave(self) -> None:
+        self.asked += 1
 
     def look(self) -> int | None:
         return self.code
@@ -118,6 +124,40 @@ def test_without_any_node_0_a_node_gives_up(run: RunDir, clock: Clock, monkeypat
     monkeypatch.setattr(follow, "LEADER_WAIT_S", 120.0)
     with pytest.raises(LauncherError, match=r"E520.*node 0 was not heard for 2 min"):
         Follower(run=run, node=1, asked=Asked()).follow()
+
+
+@pytest.mark.parametrize(("listening", "again"), [(True, False), (True, True), (False, False)])
+def test_a_node_that_is_stopped_waits_for_its_ranks_to_save_with_all_others(
+    run: RunDir, clock: Clock, parts: list[FakePart], listening: bool, again: bool
+) -> None:
+    """Unless they still load, or the node is told again."""
+    asked = Asked()
+    if listening:
+        write_json(run.stage("sft").listening, {})
+    board.write_call(run, Call(do="stage", nodes={"1": "mine"}, attempt="a", stage="sft"))
+    clock.at[1010.0] = lambda: asked._take(signal.SIGTERM, None)
+    if again:
+        clock.at[1015.0] = lambda: asked._take(signal.SIGTERM, None)
+    clock.at[1030.0] = lambda: setattr(parts[0], "code", 0)
+    assert Follower(run=run, node=1, asked=asked, nonce="mine").follow() == EXIT_STOPPED
+    assert parts[0].asked == (1 if listening else 0)
+    card = board.read_card(run, 1)
+    assert card is not None
+    assert card.code == (0 if listening and not again else -15)
+    assert parts[0].ended
+
+
+def test_a_node_gives_up_on_ranks_that_do_not_leave(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    write_json(run.stage("sft").listening, {})
+    asked = Asked(to_end=True)
+    board.write_call(run, Call(do="stage", nodes={"1": "mine"}, attempt="a", stage="sft"))
+    node = Follower(run=run, node=1, asked=asked, nonce="mine")
+    node._obey(Call(do="stage", nodes={"1": "mine"}, attempt="a", stage="sft"))
+    leader(run, 1)
+    for beat in range(2, 200):
+        clock.at[1000.0 + 5 * beat] = lambda beat=beat: leader(run, beat)  # type: ignore[misc]
+    assert node.follow() == EXIT_STOPPED
+    assert SAVE_S < clock.now_s - 1000.0 < SAVE_S + 10
 
 
 def test_hearing_goes_by_what_changes_and_not_by_anybodys_clock(clock: Clock) -> None:

@@ -89,6 +89,27 @@ def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
     assert find_processes(str(tmp_path)) == []
 
 
+def test_ranks_that_are_asked_to_leave_end_by_themselves(order):
+    """launch.py starts a rank; only the rank is asked, and nobody dies of the signal."""
+    rank = "import signal, time\nwhile signal.SIGUSR1 not in signal.sigpending(): time.sleep(0.02)\nprint('left', flush=True)"
+    script = f"""
+import os, subprocess, sys
+env = {{**os.environ, "RANK": "0", "LOCAL_RANK": "0"}}
+process = subprocess.Popen([sys.executable, "-S", "-c", {rank!r}], env=env)
+print("up", flush=True)
+sys.exit(process.wait())
+"""
+
+    async def ask(link: Link, message) -> None:
+        if message.get("text") == "up":
+            await asyncio.sleep(0.3)  # the kernel shows an environment a moment after the start
+            link.say({"leave": True})
+
+    told = follow(Link(AGENT, order(script)), then=ask)
+    assert [message["text"] for message in told if message["kind"] == "line"] == ["up", "left"]
+    assert (told[-1]["code"], told[-1]["asked"]) == (0, False)
+
+
 def test_what_is_said_while_the_connection_is_broken_arrives_over_the_next_one(order):
     async def break_and_stop(link: Link, message) -> None:
         if message["kind"] == "started":

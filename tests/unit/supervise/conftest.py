@@ -35,7 +35,7 @@ while alive:
     time.sleep(0.4)
 """
 
-# What a rank may call: done(world), tell(code, what); rank is its number.
+# What a rank may call: done(world), tell(code, what), listen(), leave_when_asked(step); rank is its number.
 RANK = """
 import json, os, signal, sys, time
 rank, stage = int(os.environ["RANK"]), os.environ["STAGE_DIR"]
@@ -46,6 +46,13 @@ def write(kind, value):
     os.rename(f"{stage}/{kind}/.rank{rank}", f"{stage}/{kind}/rank{rank}.json")
 def done(world):
     write("done", {"world": world, "t": time.time()})
+def listen():
+    write("leave", {}) if rank == 0 else None
+    os.rename(f"{stage}/leave/rank0.json", f"{stage}/leave/listening.json") if rank == 0 else None
+def leave_when_asked(step, world=2):
+    while signal.SIGUSR1 not in signal.sigpending():
+        time.sleep(0.02)
+    write("leave", {"world": world, "step": step})
 def tell(code, what):
     write("problems", {"t": time.time(), "problems": [{"code": code, "where": "", "what": what, "hint": "a hint"}]})
 """
@@ -78,6 +85,6 @@ def ranks(run: RunDir) -> MakeRequest:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch's patience, in tenths of what it is."""
-    for name in ("AFTER_DEATH_S", "AFTER_WORD_S", "AFTER_DONE_S", "TERM_GRACE_S"):
+    for name in ("AFTER_DEATH_S", "AFTER_WORD_S", "AFTER_DONE_S", "AFTER_LEFT_S", "TERM_GRACE_S"):
         monkeypatch.setattr(watch, name, 0.5)
     monkeypatch.setattr(watch, "POLL_S", 0.05)

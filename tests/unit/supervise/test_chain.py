@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ if fault == "kill after a checkpoint":
     write_manifest(
         folder.checkpoints / "step3", {"format": 2, "step": 3, "inputs": inputs, "precision": order.precision}
     )
+if fault.startswith("leave"):
+    rank = int(os.environ.get("RANK", "-1"))
+    if rank < 0:  # the launcher's part: starts one rank that tells for both
+        import subprocess
+        env = {**os.environ, "RANK": "0", "LOCAL_RANK": "0"}
+        sys.exit(subprocess.run([sys.executable, "-c", sys.argv[3], *sys.argv[1:]], env=env).returncode)
+    write_json(folder.listening, {})
+    while signal.SIGUSR1 not in signal.sigpending():
+        time.sleep(0.02)
+    if fault == "leave with a full disk":
+        problem = {"code": "E513", "where": "", "what": "the disk takes no more", "hint": ""}
+        write_json(folder.problem(0), {"t": time.time(), "problems": [problem]})
+        sys.exit(5)
+    if fault != "leave by finishing":
+        write_atomic(folder.checkpoints / "step3" / "weights", "w")
+        write_manifest(
+            folder.checkpoints / "step3", {"format": 2, "step": 3, "inputs": inputs, "precision": order.precision}
+        )
+        for rank in range(order.world):
+            write_json(folder.left(rank), {"world": order.world, "step": 3})
+        sys.exit(0)
 if fault.startswith("kill"):
     os.kill(os.getpid(), signal.SIGKILL)
 if fault == "hang":
@@ -86,7 +108,7 @@ def backend(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     """The local backend, with small programs in place of the stages."""
 
     def request(stage: str, code: str, run: RunDir, world: int) -> LaunchRequest:
-        argv = (sys.executable, "-c", code, str(run.path), stage)
+        argv = (sys.executable, "-c", code, str(run.path), stage, code)
         return LaunchRequest(stage=stage, argv=argv, env=((TOKEN, str(run.path)),), world=world)
 
     monkeypatch.setattr(local, "prepare_request", lambda job, run: request("prepare", PREPARE, run, 1))
@@ -222,6 +244,42 @@ def test_a_stop_ends_the_chain_and_resume_goes_on(run, walk):
     assert (ending.state, ending.stage, ending.signal) == ("stopped", "sft", "SIGTERM")
     assert walk().state == "done"
     assert stage_events(run)[0] == "pretrain kept"
+
+
+def stop_when_listening(run: RunDir, name: str) -> StopFlag:
+    stop = StopFlag()
+
+    def ask() -> None:
+        while not run.stage(name).listening.exists():
+            time.sleep(0.02)
+        stop.ask(signal.SIGUSR1)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return stop
+
+
+def test_a_stop_behind_a_checkpoint_is_told_with_its_step_and_resume_goes_on_from_it(run, walk):
+    ending = walk(fault="sft:leave", stop=stop_when_listening(run, "sft"))
+    assert (ending.state, ending.stage, ending.step, ending.signal) == ("stopped", "sft", 3, "SIGUSR1")
+    told = {str(event["kind"]): event for event in read_events(run.events)}
+    assert told["stage.left"]["step"] == told["run.stopped"]["step"] == 3
+    assert "rank.problem" not in told
+    assert walk().state == "done"
+    assert stage_events(run)[1] == "sft resumed"
+
+
+def test_a_stage_that_finishes_instead_is_done_and_the_chain_stops_behind_it(run, walk):
+    ending = walk(fault="sft:leave by finishing", stop=stop_when_listening(run, "sft"))
+    assert (ending.state, ending.step) == ("stopped", None)
+    assert stage_events(run)[-2] == "sft finished"
+    assert walk(fault="reward:leave by finishing", stop=stop_when_listening(run, "reward")).state == "done"
+
+
+def test_a_checkpoint_that_cannot_be_written_on_leaving_is_told(run, walk):
+    ending = walk(fault="sft:leave with a full disk", stop=stop_when_listening(run, "sft"))
+    assert (ending.state, ending.step) == ("stopped", None)
+    [told] = [event for event in read_events(run.events) if event["kind"] == "stage.unsaved"]
+    assert "[E513] the disk takes no more" in str(told["reason"])
 
 
 def test_a_prepare_that_fails_stops_the_chain_before_any_stage(run, walk, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.errors import Problem
 from launcher.hosts.machine.ranks import Death
-from launcher.supervise.evidence import Evidence, Told, find_problems
+from launcher.supervise.evidence import Evidence, Leave, Told, find_problems, left_after
 
 TERM, KILL, SEGV, EXIT_1 = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGSEGV), 1 << 8
 
@@ -99,3 +99,21 @@ def test_every_rank_done_is_a_success_and_anything_less_is_not():
     assert "no success marker of rank 2" in seen(exit_code=0, r0=3, r1=3)
     assert "[E504]" in seen(exit_code=0, r0=3, r1=3, r2=2)
     assert "said by rank 0" in seen(word(0), exit_code=0, r0=3, r1=3, r2=3)
+
+
+@pytest.mark.parametrize(
+    ("left", "change", "step"),
+    [
+        ({0: (2, 7), 1: (2, 7)}, {}, 7),
+        ({0: (2, 7), 1: (2, 7)}, {"exit_code": -15, "ended_by_us": True}, 7),  # launch.py was slower than its ranks
+        ({0: (2, 7), 1: (2, 7)}, {"exit_code": 1}, None),
+        ({0: (2, 7), 1: (2, 8)}, {}, None),  # behind other steps: nobody can go on from that
+        ({0: (2, 7)}, {}, None),
+        ({0: (3, 7), 1: (3, 7)}, {}, None),
+        ({0: (2, 7), 1: (2, 7)}, {"told": (word(1),)}, None),
+    ],
+)
+def test_all_ranks_leave_behind_one_step_or_none_has(left, change, step):
+    words = {rank: Leave(world=world, step=behind) for rank, (world, behind) in left.items()}
+    fields = {"stage": "sft", "world": 2, "exit_code": 0, "worlds": {}, "left": words, **change}
+    assert left_after(Evidence(**fields)) == step

@@ -12,7 +12,7 @@ import pytest
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
-from launcher.supervise import asking, outside
+from launcher.supervise import asking, outside, stop
 from launcher.supervise.chain import Ending
 from launcher.supervise.lock import Owner, this_process
 from launcher.supervise.outside import ending_of, find_holder
@@ -69,6 +69,19 @@ def test_a_stop_is_asked_for_by_a_file_and_said_so(run: RunDir) -> None:
     asking.forget_request(run)
     assert not StopFlag(request=run.stop_request).asked
     assert later.asked
+
+
+def test_a_file_that_says_now_is_the_second_request_also_behind_one_that_did_not(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "LOOK_S", 0.0)
+    flag = StopFlag(request=run.stop_request)
+    asking.ask_to_stop(run)
+    assert (flag.asked, flag.hard) == (True, False)
+    asking.ask_to_stop(run, now=True)
+    assert (flag.asked, flag.hard, flag.signal_name) == (True, True, REQUEST)
+    run.stop_request.write_text("{")
+    assert StopFlag(request=run.stop_request).asked
 
 
 def test_a_controller_elsewhere_that_ends_when_asked_is_waited_for(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.backends.shell import find_processes
 from launcher.rundir.folder import RunDir, write_json
-from launcher.supervise import evidence, watch
+from launcher.supervise import evidence, leaving, watch
 from launcher.supervise.stop import StopFlag
 
 # Starts the ranks and looks at nothing.
@@ -150,6 +150,72 @@ def test_a_second_signal_does_not_wait_for_ranks_that_ignore_term(run, ranks, mo
     started_s = time.monotonic()
     assert follow(ranks("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"), run, stop).stopped
     assert time.monotonic() - started_s < 20
+
+
+def ask_when_listening(run: RunDir, stop: StopFlag, *numbers: signal.Signals) -> None:
+    """Requests to stop, half a second apart, once the ranks are at their steps."""
+
+    def ask() -> None:
+        while not run.stage("sft").listening.exists():
+            time.sleep(0.02)
+        for number in numbers:
+            time.sleep(0.5)
+            stop.ask(number)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+def test_ranks_that_are_asked_save_and_leave_and_are_not_told_as_failed(run, ranks):
+    stop = StopFlag()
+    ask_when_listening(run, stop, signal.SIGINT)
+    outcome = follow(ranks("listen()\nleave_when_asked(7)"), run, stop)
+    assert (outcome.stopped, outcome.unsaved) == (True, "")
+    assert evidence.left_after(outcome.evidence) == 7
+    assert outcome.evidence.deaths == ()
+
+
+def test_a_launcher_that_hangs_behind_ranks_that_have_left_is_ended(run, ranks):
+    hangs = STARTER + "time.sleep(60)"
+    stop, started_s = StopFlag(), time.monotonic()
+    ask_when_listening(run, stop, signal.SIGINT)
+    outcome = follow(ranks("listen()\nleave_when_asked(7)", launcher=hangs), run, stop)
+    assert evidence.left_after(outcome.evidence) == 7
+    assert time.monotonic() - started_s < 20
+
+
+def test_ranks_that_do_not_leave_in_time_are_ended_and_it_is_said(run, ranks, monkeypatch):
+    monkeypatch.setattr(leaving, "SAVE_S", 1.0)
+    stop = StopFlag()
+    ask_when_listening(run, stop, signal.SIGINT)
+    outcome = follow(ranks("listen()\ntime.sleep(60)"), run, stop)
+    assert (outcome.stopped, outcome.unsaved) == (True, "its ranks did not save and leave within 1 s")
+    assert evidence.left_after(outcome.evidence) is None
+
+
+def test_a_second_request_ends_ranks_that_are_still_saving(run, ranks):
+    stop, started_s = StopFlag(), time.monotonic()
+    ask_when_listening(run, stop, signal.SIGINT, signal.SIGTERM)
+    outcome = follow(ranks("listen()\ntime.sleep(60)"), run, stop)
+    assert outcome.unsaved == "it was asked to stop a second time"
+    assert time.monotonic() - started_s < 20
+
+
+def test_a_rank_that_dies_while_the_others_save_ends_the_wait(run, ranks):
+    stop = StopFlag()
+    ask_when_listening(run, stop, signal.SIGINT)
+    code = "listen()\nleave_when_asked(7) if rank else time.sleep(1.5) or os.kill(os.getpid(), signal.SIGKILL)"
+    outcome = follow(ranks(code), run, stop)
+    assert evidence.left_after(outcome.evidence) is None
+    assert "rank 0 [E501]" in evidence.find_problems(outcome.evidence)[0].text()
+
+
+def test_words_of_an_earlier_attempt_that_left_do_not_count(run, ranks):
+    for rank in range(2):
+        write_json(run.stage("sft").left(rank), {"world": 2, "step": 3})
+    write_json(run.stage("sft").listening, {})
+    outcome = follow(ranks("done(2)"), run)
+    assert evidence.left_after(outcome.evidence) is None
+    assert not run.stage("sft").listening.exists()
 
 
 def test_a_rank_stopped_by_sigstop_is_ended_too(run, ranks):
