@@ -118,6 +118,7 @@ def test_a_job_that_waits_and_one_that_runs_are_stopped_from_the_login_host(queu
         assert (code, out.endswith(": stopped\n")) == (0, True), err
         code, _, err = remote.end(process)
         assert (code, "go on with: launcher resume" in err) == (6, True), err
+    assert re.search(r"^saved step \d+, stopped; go on with", err, re.MULTILINE), err  # the one that ran
     assert remote.left() == {}
     assert queue.jobs() == []
 
