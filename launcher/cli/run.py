@@ -15,7 +15,7 @@ from launcher.backends.registry import Starts, load_backend
 from launcher.backends.shell import Child, start_detached
 from launcher.cli.common import add_job, add_json, add_runs, runs_root, say, show, show_json
 from launcher.cli.report import write_report
-from launcher.errors import EXIT_DONE, EXIT_STOPPED, LauncherError, Problem
+from launcher.errors import EXIT_DONE, EXIT_STOPPED, LauncherError, Problem, printable
 from launcher.report.summary import summarize
 from launcher.report.table import report_text
 from launcher.rundir.folder import RunDir
@@ -72,7 +72,8 @@ def run_outside(args: Namespace, folder: RunDir, backend: Starts, *, detach: boo
     words = ["--stage", args.stage] if args.stage else []
     if not detach:
         show(str(folder.path))
-        return finish(folder, outside.follow(folder, lambda: outside.give(folder, backend, words)), as_json=args.json)
+        ending, said = outside.follow(folder, lambda: outside.give(folder, backend, words))
+        return finish(folder, ending, as_json=args.json, said=said)
     outside.give(folder, backend, words)
     show(str(folder.path))
     if args.json:
@@ -82,8 +83,11 @@ def run_outside(args: Namespace, folder: RunDir, backend: Starts, *, detach: boo
     return EXIT_DONE
 
 
-def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:
-    """The end table on stdout and in the folder, the first cause of a failure on stderr; the exit code."""
+def finish(folder: RunDir, ending: Ending, *, as_json: bool, said: str = "") -> int:
+    """The end table on stdout and in the folder, the first cause of a failure on stderr; the exit code.
+
+    `said`: what node 0 has said of it already, where one has.
+    """
     summary = summarize(folder, alive=False)
     write_report(folder, summary)
     if as_json:
@@ -92,13 +96,18 @@ def finish(folder: RunDir, ending: Ending, *, as_json: bool) -> int:
         show(f"\n{report_text(summary)}")
     if ending.state == "stopped":
         saved = "" if ending.step is None else f"saved step {ending.step}, "
-        say(f"{saved}stopped; go on with: launcher resume {shlex.quote(str(folder.path))}")
+        _say_once(f"{saved}stopped; go on with: launcher resume {shlex.quote(str(folder.path))}", said)
         return EXIT_STOPPED
     if ending.state == "failed":
         error = LauncherError(ending.problems)
-        say(error.text())
+        _say_once(error.text(), said)
         return error.exit_code
     return EXIT_DONE
+
+
+def _say_once(text: str, said: str) -> None:
+    if printable(text) not in said:
+        say(text)
 
 
 def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:

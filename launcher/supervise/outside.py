@@ -34,6 +34,7 @@ from launcher.supervise.stop import StopFlag, listening
 
 LOOK_S, ASK_S = 0.5, 3.0  # at our own process; at the queue, which all its users ask
 LAST_WORDS_S = 10.0
+MOST_KEPT = 64 * 2**10  # characters of the talk
 
 
 class Started(Protocol):
@@ -154,6 +155,7 @@ class Tail:
 
     path: Path
     _at: int = 0
+    last: str = ""  # of what was told
 
     def tell(self) -> None:
         try:
@@ -164,7 +166,9 @@ class Tail:
             return
         self._at += len(text)
         if text and sys.stderr is not None:
-            sys.stderr.write(text.decode("utf-8", errors="replace"))
+            told = text.decode("utf-8", errors="replace")
+            self.last = (self.last + told)[-MOST_KEPT:]
+            sys.stderr.write(told)
             sys.stderr.flush()
 
 
@@ -172,15 +176,17 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def follow(run: RunDir, begin: Callable[[], Started]) -> Ending:
-    """Have the nodes started, tell what they say, wait for their end; INT and TERM ask the run to stop."""
+def follow(run: RunDir, begin: Callable[[], Started]) -> tuple[Ending, str]:
+    """Have the nodes started, tell what they say, wait for their end; INT and TERM ask the run to stop. How it ended, and what
+    they said last.
+    """
     log, seen = Tail(run.controller_log, _size(run.controller_log)), sum(1 for _ in read_events(run.events))
     with listening(StopFlag()) as stop:
         started = begin()
         _wait(run, started, log, stop)
     ending = _patiently(run, seen)
     log.tell()
-    return ending or without_word(run, started)
+    return ending or without_word(run, started), log.last
 
 
 def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag) -> None:

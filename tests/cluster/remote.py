@@ -65,6 +65,7 @@ class Remote:
 
     cluster: Cluster
     folder: Path
+    runs_name: str = "runs"
 
     def write_job(self, stages: list[dict[str, object]], *, model: object = JOB["model"], **cluster: object) -> None:
         """job.yaml over ssh on all hosts; `cluster` is added to its cluster block."""
@@ -82,7 +83,7 @@ class Remote:
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         argv = [str(self.python()), "-m", "launcher", *words]
-        pipe = subprocess.PIPE
+        env, pipe = {"LAUNCHER_RUNS": self.runs_name, **env}, subprocess.PIPE
         return self.cluster.start(LOGIN, argv, cwd=str(self.folder), env=env, stdout=pipe, stderr=pipe)
 
     def __call__(self, *words: str, **env: str) -> tuple[int, str, str]:
@@ -95,7 +96,7 @@ class Remote:
 
     def runs(self, name: str = LOGIN) -> Path:
         """The runs folder of a host, as this machine sees it."""
-        return self.folder / "runs"
+        return self.folder / self.runs_name
 
     @property
     def run(self) -> RunDir:
@@ -104,7 +105,7 @@ class Remote:
     @property
     def token(self) -> str:
         """The run folder as the hosts see it."""
-        return str(self.folder / "runs" / self.run.path.relative_to(self.runs()))
+        return str(self.folder / self.runs_name / self.run.path.relative_to(self.runs()))
 
     def events(self, kind: str = "") -> list[dict[str, object]]:
         lines = self.run.events.read_text().splitlines() if self.run.events.exists() else []

@@ -19,6 +19,7 @@ from tests.cluster.world import LOGIN, Cluster
 pytestmark = pytest.mark.needs(*SLURM, "sbatch", "squeue")
 
 LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
+ODD_FOLDER = "100%j runs & `id` ✓"
 CHAIN = [{**STAGE, "kind": "pretrain", "steps": 40, "checkpoint_every": 10}, {**STAGE, "kind": "sft"}]
 
 
@@ -51,7 +52,7 @@ class Queue:
 
 def queue_of(folder: Path, *, hosts: int) -> Iterator[Queue]:
     with Cluster(hosts=hosts, login=True) as cluster, slurm(cluster) as running:
-        yield Queue(Remote(cluster, folder), running)
+        yield Queue(Remote(cluster, folder, ODD_FOLDER), running)
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def test_a_chain_by_sbatch_survives_the_end_of_its_time_and_is_submitted_once(qu
     assert "back into the queue" in err
     assert [event["signal"] for event in remote.events("run.stopped")] == ["SIGUSR1"]
     assert [read_json(run.stage(stage).done(rank))["world"] for stage in ("pretrain", "sft") for rank in (0, 1)] == [2] * 4
+    assert err.count("back into the queue") == 1
     assert remote.left() == {}
     assert queue.jobs() == []
     figures = remote.losses(run)
@@ -127,7 +129,7 @@ def test_inside_an_allocation_srun_starts_the_nodes(queue: Queue) -> None:
     remote = queue.remote
     queue.write_job([{**STAGE, "kind": "pretrain"}])
     argv = ["salloc", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem=2G"]
-    argv += [str(remote.python()), "-m", "launcher", "run", "job.yaml"]
+    argv += [str(remote.python()), "-m", "launcher", "run", "job.yaml", "--runs", remote.runs_name]
     done = remote.cluster.run(LOGIN, argv, cwd=str(remote.folder), timeout_s=300)
     assert done.returncode == 0, done.stderr
     assert not (remote.run.path / "slurm.json").exists()
