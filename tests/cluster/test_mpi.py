@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rundir.folder import read_json
-from tests.cluster.remote import JOB, STAGE, Remote
+from launcher.rundir.folder import RunDir, read_json
+from tests.cluster.remote import CHAIN, JOB, STAGE, Remote
 from tests.cluster.world import Cluster
 
 pytestmark = pytest.mark.needs("mpirun")
 
-CHAIN = [{**STAGE, "kind": "pretrain"}, {**STAGE, "kind": "sft"}]
 LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
 
 
@@ -31,8 +30,8 @@ def write_job(remote: Remote, stages: list[dict[str, object]], **more: object) -
     (remote.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
 
 
-def test_a_chain_by_mpirun_gives_the_figures_of_one_host(remote: Remote) -> None:
-    write_job(remote, CHAIN)
+def test_a_chain_by_mpirun_gives_the_figures_of_one_host(remote: Remote, near: RunDir) -> None:
+    write_job(remote, CHAIN[:2])
     code, out, err = remote("run", "job.yaml")
     assert code == 0, err
     run = remote.run
@@ -40,10 +39,8 @@ def test_a_chain_by_mpirun_gives_the_figures_of_one_host(remote: Remote) -> None
     assert "node 1 of 2, told by Open MPI; node 0 is node1" in err
     assert [read_json(run.stage(stage).done(rank))["world"] for stage in ("pretrain", "sft") for rank in (0, 1)] == [2] * 4
     assert remote.left() == {}
-    (remote.folder / "near.yaml").write_text(json.dumps({**JOB, "name": "near", "cluster": {"slots": 2}, "stages": CHAIN}))
-    code, _, err = remote("run", "near.yaml")
-    assert code == 0, err
-    assert remote.losses(run) == remote.losses(remote.run)
+    figures = remote.losses(near)
+    assert remote.losses(run) == {stage: figures[stage] for stage in ("pretrain", "sft")}
 
 
 def test_a_run_has_one_mpirun_and_ctrl_c_stops_all_hosts(remote: Remote) -> None:
