@@ -17,7 +17,7 @@ from launcher.cli.run import add_stage, finish
 from launcher.errors import EXIT_BUG, LauncherError, Problem
 from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.nodes.board import leading, say_end
-from launcher.hosts.nodes.follow import follow
+from launcher.hosts.nodes.follow import follow, say_refusal
 from launcher.hosts.nodes.place import check_place, place_of
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir
@@ -64,6 +64,7 @@ def _note_refusal(folder: RunDir, error: LauncherError) -> None:
     """For whoever waits for the run elsewhere."""
     if folder.path.is_dir():
         Journal(folder).problems("node.refused", list(error.problems), host=socket.gethostname())
+        say_refusal(folder, error)
 
 
 def _check_gpus(machine: Machine, *, node: int) -> None:

@@ -4,7 +4,8 @@
     nodes/call.json   what node 0 asks of the others: to take part in a stage, to stop, or that all is over
 
 Who was started anew has a new name (`nonce`), and a call names everybody whom it is for: what an earlier attempt left here
-is for nobody. Clocks of nodes are never compared.
+is for nobody. A refusal has a name of its own too, which no call names: who refuses hears none. Clocks of nodes are never
+compared.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Card:
     beat: int
     attempt: str = ""  # the last call that it took part in
     code: int | None = None  # how its part ended; None: it waits, or its part goes on
+    refusal: list[dict[str, str]] = field(default_factory=list)  # problems for which it takes no part; it has ended then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,10 @@ is taken for dead: the part is ended, so that no GPU waits in a collective, and 
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.errors import EXIT_STOPPED, LauncherError, Problem
@@ -15,12 +17,14 @@ from launcher.hosts.nodes import board
 from launcher.hosts.nodes.board import BEAT_S, Call, Card, Hearing
 from launcher.hosts.nodes.join import order_of
 from launcher.hosts.nodes.part import Asked, Part, begin, end_leftovers
+from launcher.hosts.nodes.place import place_of
 from launcher.rundir.folder import RunDir
 from launcher.rundir.leave import SAVE_S
 
 LOOK_S = 0.2  # at processes: between a rank's death and launch.py's next look the kernel still tells how it died
 ASK_S = 1.0  # at the shared folder, which all nodes ask
 LEADER_WAIT_S = 1800.0  # for node 0 to be there: without gang scheduling it may wait for a machine
+REFUSAL_S = 30.0  # for node 0 to be there and to hear that a node takes no part
 
 
 @dataclass(slots=True)
@@ -120,3 +124,25 @@ def follow(run: RunDir, node: int) -> int:
     asked = Asked()
     asked.listen()
     return Follower(run=run, node=node, asked=asked).follow()
+
+
+def say_refusal(run: RunDir, error: LauncherError, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell node 0 that this node takes no part, and why. Nothing where the place is not known, or the first.
+
+    Node 0 forgets what was said before it came: the card is written until node 0 is heard, and once more.
+    """
+    try:
+        node = place_of(environ).node
+    except LauncherError:
+        return
+    if not node:
+        return
+    nonce, host, refusal = board.new_nonce(), socket.gethostname(), [problem.as_dict() for problem in error.problems]
+    before, deadline_s, beat, heard = board.read_card(run, 0), time.monotonic() + REFUSAL_S, 0, False
+    while not heard:
+        beat += 1
+        leader = board.read_card(run, 0)
+        heard = leader not in (None, before) or time.monotonic() > deadline_s
+        board.write_card(run, Card(node=node, nonce=nonce, host=host, beat=beat, refusal=refusal))
+        if not heard:
+            time.sleep(ASK_S)

@@ -44,6 +44,7 @@ class Other:
     state: str = "not there"
     code: int | None = None
     lost: str = ""
+    refusal: list[dict[str, str]] = field(default_factory=list)  # its own problems, where it is lost because it takes no part
 
     @property
     def over(self) -> bool:
@@ -56,6 +57,9 @@ class Other:
     @property
     def host(self) -> str:
         return self.hearing.card.host if self.hearing.card else ""
+
+    def refuse(self, card: Card) -> None:
+        self.refusal, self.lost = card.refusal, card.refusal[0].get("what", "takes no part")
 
 
 @dataclass(slots=True)
@@ -88,7 +92,7 @@ class Gathering:
         return self._exit_code()
 
     def _come(self) -> bool:
-        """Until every other node has spoken. False where one has not, or the end is asked for."""
+        """Until every other node has spoken. False where one has not or takes no part, or the end is asked for."""
         deadline_s = time.monotonic() + COME_S
         while any(not other.nonce for other in self.others):
             if self.asked.to_end:
@@ -98,7 +102,9 @@ class Gathering:
                 card = other.hearing.card
                 if card is not None and card.nonce != other.nonce:  # come, or started anew while others were waited for
                     other.nonce = card.nonce
-                    self._change(other, "ready")
+                    self._greet(other, card)
+            if any(other.lost for other in self.others):
+                return False
             if time.monotonic() > deadline_s:
                 self._give_up()
                 return False
@@ -110,6 +116,13 @@ class Gathering:
             if not other.nonce:
                 other.lost = f"did not come within {COME_S / 60:.0f} min"
                 self._change(other, "lost", what=other.lost)
+
+    def _greet(self, other: Other, card: Card) -> None:
+        if card.refusal:
+            other.refuse(card)
+            self._change(other, "lost", what=other.lost)
+        else:
+            self._change(other, "ready")
 
     def _call(self, do: str) -> None:
         nodes = {str(other.node): other.nonce for other in self.others}
@@ -131,7 +144,9 @@ class Gathering:
 
     def _hear(self, other: Other, card: Card | None) -> None:
         other.hearing.hear(card)
-        if card is not None and card.nonce != other.nonce:
+        if card is not None and card.refusal:
+            other.refuse(card)
+        elif card is not None and card.nonce != other.nonce:
             other.lost = "was started anew in the middle of the stage"
         elif other.hearing.silent:
             other.lost = f"was silent for {board.SILENT_S:.0f} s"
@@ -175,9 +190,9 @@ class Gathering:
             self._look()
 
     def _exit_code(self) -> int:
-        problems = [_lost(other) for other in self.others if other.lost]
+        problems = [problem for other in self.others if other.lost for problem in other.refusal or [_lost(other).as_dict()]]
         if problems:
-            told = {"t": time.time(), "problems": [problem.as_dict() for problem in problems]}
+            told = {"t": time.time(), "problems": problems}
             write_json(self.run.stage(self.order.stage).fleet_problem, told)
             return EXIT_RUN
         if self.asked.to_end:

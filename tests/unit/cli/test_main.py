@@ -17,7 +17,9 @@ from launcher import __version__
 from launcher.cli import main as cli
 from launcher.cli.main import COMMANDS, main, make_parser
 from launcher.errors import EXIT_CODES, LauncherError, Problem
+from launcher.hosts.nodes.board import read_card
 from launcher.hosts.nodes.place import SOURCES
+from launcher.rundir.folder import RunDir
 from tests.unit.spec.world import RIGHT
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny.yaml"
@@ -177,6 +179,18 @@ def test_a_node_says_who_told_it_its_place_or_that_nobody_did(
     assert main(["node", str(tmp_path / "run"), "--from", str(tmp_path)]) == 4
     assert "[E440] nobody tells which node this is" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_node_that_refuses_says_so_on_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in SOURCES:
+        monkeypatch.delenv(source.node, raising=False)
+    for name, value in {"JOB_COMPLETION_INDEX": "1", "LAUNCHER_NODES": "2", "LAUNCHER_MASTER": "node0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("launcher.hosts.nodes.follow.REFUSAL_S", -1.0)
+    code = main(["node", str(tmp_path), "--from", str(tmp_path / "nowhere")])
+    card = read_card(RunDir(tmp_path), 1)
+    assert card is not None
+    assert (code, len(card.refusal)) == (5, 1)
 
 
 def test_validate_asks_no_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.fleet_order import FleetOrder, write_fleet_order
-from launcher.errors import EXIT_STOPPED, LauncherError
+from launcher.errors import EXIT_STOPPED, LauncherError, Problem
 from launcher.hosts.nodes import board, follow, gather
 from launcher.hosts.nodes.board import Call, Card, Hearing
 from launcher.hosts.nodes.follow import Follower
 from launcher.hosts.nodes.gather import Gathering, Other
 from launcher.hosts.nodes.part import Asked
+from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 from launcher.rundir.leave import SAVE_S
 
@@ -225,6 +226,62 @@ def test_who_never_comes_is_named(run: RunDir, clock: Clock, parts: list[FakePar
     [problem] = read_json(run.stage("sft").fleet_problem)["problems"]  # type: ignore[misc]
     assert problem["what"] == "did not come within 30 min"
     assert parts == []
+
+
+TOO_FEW = Problem(code="E402", where="node 1", what="7 GPUs can be used here", hint="ask for more")
+PLACE = {"LAUNCHER_NODES": "2", "LAUNCHER_MASTER": "node0"}
+
+
+def refuse(run: RunDir, node: int = 1) -> None:
+    follow.say_refusal(run, LauncherError(TOO_FEW), {**PLACE, "JOB_COMPLETION_INDEX": str(node)})
+
+
+def test_a_node_that_takes_no_part_is_lost_at_once_in_its_own_words(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    leader(run, 1)
+    clock.at[1003.0] = lambda: leader(run, 2)
+    clock.at[1002.0] = lambda: refuse(run)
+    assert gathering(run).gather() == 5
+    assert clock.now_s < 1010.0
+    assert read_json(run.stage("sft").fleet_problem)["problems"] == [TOO_FEW.as_dict()]
+    assert [(event["kind"], event["what"]) for event in read_events(run.events)] == [("host.lost", TOO_FEW.what)]
+    assert parts == []
+
+
+def test_a_node_that_stops_taking_part_in_the_middle_tells_why(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    speak(run, 1)
+    clock.at[1010.0] = lambda: board.write_card(run, Card(node=1, nonce="new", host="h", beat=1, refusal=[TOO_FEW.as_dict()]))
+    assert gathering(run).gather() == 5
+    assert read_json(run.stage("sft").fleet_problem)["problems"] == [TOO_FEW.as_dict()]
+    assert parts[0].ended
+
+
+def test_a_refusal_is_said_again_to_a_node_0_that_comes_later(run: RunDir, clock: Clock) -> None:
+    """It forgets what was said before. The card has a name of its own, which no call names."""
+    leader(run, 7)  # of an earlier attempt
+    seen: list[str] = []
+
+    def come() -> None:
+        seen.extend(card.nonce for card in [board.read_card(run, 1)] if card is not None)
+        board.clear(run)
+        board.write_card(run, Card(node=0, nonce="new", host="h", beat=1))
+
+    clock.at[1010.0] = come
+    refuse(run)
+    assert clock.now_s < 1012.0
+    card = board.read_card(run, 1)
+    assert card is not None
+    assert ([card.nonce], card.refusal) == (seen, [TOO_FEW.as_dict()])
+
+
+def test_a_refusal_waits_for_node_0_for_half_a_minute(run: RunDir, clock: Clock) -> None:
+    refuse(run)
+    assert follow.REFUSAL_S < clock.now_s - 1000.0 < follow.REFUSAL_S + 3
+
+
+@pytest.mark.parametrize("environ", [{}, {**PLACE, "JOB_COMPLETION_INDEX": "0"}])
+def test_who_has_no_place_or_the_first_writes_no_card(run: RunDir, clock: Clock, environ: dict[str, str]) -> None:
+    follow.say_refusal(run, LauncherError(TOO_FEW), environ)
+    assert (list(run.nodes.glob("*")), clock.now_s) == ([], 1000.0)
 
 
 def test_a_stop_reaches_the_others(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
