@@ -8,6 +8,7 @@ What the queue says is parsed here; asking it is supervise/queue.py's.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,11 @@ def _quoted(path: Path) -> str:
 
 
 def job_name(run: RunDir) -> str:
-    """By which the job of a run is found, should this program have died before it wrote the number down."""
-    return f"{run.path.parent.name}.{run.path.name}"
+    """By which the job of a run is found, should this program have died before it wrote the number down.
+
+    squeue splits at commas, and a line of sbatch at blanks. Runs that have one name then are told apart by the comment.
+    """
+    return re.sub("[^A-Za-z0-9._-]", "_", f"{run.path.parent.name}.{run.path.name}")
 
 
 def submit_argv(run: RunDir, words: Sequence[str] = ()) -> tuple[str, ...]:

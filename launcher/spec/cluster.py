@@ -41,7 +41,9 @@ class ClusterSpec(Block):
     )
     ssh_config: Text | None = Field(None, description="OpenSSH client configuration for backend ssh; None: ~/.ssh/config")
     secrets: tuple[EnvName, ...] = Field(
-        (), description="variables of this shell that ranks on other hosts get too; their values are in no file"
+        (),
+        description="variables of this shell that ranks on other hosts get too; the run folder has no values, but SLURM keeps"
+        " all of the shell's environment in a file of its own until the job is over",
     )
     slurm: SlurmSpec | None = Field(None, description="a job of SLURM, of backend slurm")
     kubernetes: KubernetesSpec | None = Field(None, description="pods, of backend kubernetes")
@@ -128,6 +130,10 @@ def hosts_are_named(cluster: ClusterSpec) -> Iterator[Finding]:
         also = (("cluster", "hostfile"),)
         what = "hosts and hostfile are both given"
         yield Finding(code="E109", path=("cluster", "hosts"), what=what, hint="keep one of the two", also=also)
+    if cluster.nodes and named and cluster.backend in ("ssh", "mpi"):
+        by = "hosts" if cluster.hosts else "hostfile"
+        what = f"has no effect: {by} says which hosts there are"
+        yield Finding(code="E115", path=("cluster", "nodes"), what=what, hint="remove it", also=(("cluster", by),))
     if cluster.include and cluster.exclude:
         also = (("cluster", "include"),)
         what = "include and exclude are both given, and DeepSpeed takes one of them"

@@ -18,22 +18,32 @@ OptionValue = Annotated[str, StringConstraints(pattern=OPTION_VALUE, max_length=
 OptionName = Annotated[str, StringConstraints(pattern=OPTION_NAME, max_length=63)]
 
 # Of sbatch: what the plan, another field or the way a run is followed decides.
+_TASKS = "nodes ntasks ntasks-per-node ntasks-per-core ntasks-per-socket ntasks-per-board ntasks-per-gpu ntasks-per-tres"
+_GPUS = "gres gpus gpus-per-node gpus-per-task gpus-per-socket gpu-bind tres-per-task tres-bind"
 _OURS = {
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "cluster.nodes decides it"),
-    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "cluster.slots and slurm.gres decide it"),
-    **dict.fromkeys(("cpus-per-task", "mincpus"), "slurm.cpus decides it"),
+    **dict.fromkeys((*_TASKS.split(), "tasks-per-node"), "cluster.nodes decides it, with one task on each"),
+    **dict.fromkeys(_GPUS.split(), "cluster.slots and slurm.gres decide it"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu", "mincpus", "overcommit"), "slurm.cpus decides it"),
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "slurm.memory_gib decides it"),
     **dict.fromkeys(("output", "error", "open-mode", "input"), "the talk of a run lies in its folder"),
-    **dict.fromkeys(("job-name", "comment"), "a run's job is found by it"),
-    **dict.fromkeys(("requeue", "no-requeue"), "slurm.requeue decides it"),
+    **dict.fromkeys(("job-name", "comment", "jobid"), "a run's job is found by it"),
+    **dict.fromkeys(("clusters", "cluster-constraint"), "a run's job is looked for in the cluster of this host"),
+    **dict.fromkeys(("uid", "gid"), "a run's job is looked for among those of this user"),
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "cluster.env and cluster.secrets decide it"),
+    **dict.fromkeys(("requeue", "no-requeue", "no-kill"), "slurm.requeue decides it"),
+    **dict.fromkeys(("exclusive", "oversubscribe", "share"), "slurm.exclusive decides it"),
+    **dict.fromkeys(("time", "time-min"), "slurm.minutes decides it"),
+    **dict.fromkeys(("array", "het-group"), "a run is one job"),
+    **dict.fromkeys(("test-only", "help", "usage", "version"), "nothing would be submitted"),
+    "chdir": "a run's job starts where it is submitted, and all its paths are absolute",
+    "batch": "all nodes are alike, the first one runs the script",
     "signal": "slurm.leave_s decides it",
-    "time": "slurm.minutes decides it",
-    "array": "a run is one job",
     "wrap": "the script is rendered",
     "wait": "`launcher run` waits",
     "parsable": "`launcher run` reads the job's number",
-    **{name: f"slurm.{name} decides it" for name in ("partition", "account", "qos", "reservation", "constraint", "exclusive")},
+    **{name: f"slurm.{name} decides it" for name in ("partition", "account", "qos", "reservation", "constraint")},
 }
+EARLY_S = 60  # that SLURM may send a signal too early
 
 
 class SlurmSpec(Block):
@@ -55,7 +65,11 @@ class SlurmSpec(Block):
         True, description="start again by itself after a lost node, a preemption, and where the time limit is near"
     )
     leave_s: int = Field(
-        300, ge=90, le=65_535, description="before the time limit the run saves and leaves; SLURM may say so a minute early"
+        900,
+        ge=90,
+        le=65_535,
+        description="before the time limit the run saves and leaves, for which its ranks have 600 s;"
+        " SLURM may say so a minute early",
     )
     options: dict[OptionName, OptionValue] = Field(
         default_factory=dict, description="further options of sbatch, without dashes: `nodelist: node[1-4]`"
@@ -73,9 +87,18 @@ def findings(slurm: SlurmSpec | None, *, has_gpu: bool) -> Iterator[Finding]:
         hint = "add it: `slurm: {cpus: 16, memory_gib: 64}`; or name the nodes' GPU in cluster.gpu"
         yield Finding(code="E107", path=(*path, "memory_gib"), what=what, hint=hint)
     for name in slurm.options if slurm else ():
-        if name in _OURS:
-            yield Finding(code="E109", path=(*path, "options", name), what=f"may not be given: {_OURS[name]}", hint="remove it")
-    if slurm and slurm.minutes and slurm.leave_s >= 60 * slurm.minutes:
-        what = f"{slurm.leave_s} s before a limit of {slurm.minutes} min is before the start"
-        hint = f"use {max(90, 30 * slurm.minutes)}" if slurm.minutes > 3 else "raise minutes"
+        if why := _why_not(name):
+            yield Finding(code="E109", path=(*path, "options", name), what=f"may not be given: {why}", hint="remove it")
+    if slurm and slurm.minutes and slurm.leave_s + EARLY_S >= 60 * slurm.minutes:
+        what = f"{slurm.leave_s} s before a limit of {slurm.minutes} min is before the first step"
+        least = (slurm.leave_s + EARLY_S) // 60 + 1
+        hint = f"use leave_s: {30 * slurm.minutes} where ranks save within that, or minutes: {least} or more"
         yield Finding(code="E109", path=(*path, "leave_s"), what=what, hint=hint, also=((*path, "minutes"),))
+
+
+def _why_not(option: str) -> str | None:
+    """sbatch takes an option by its first letters too."""
+    if option in _OURS:
+        return _OURS[option]
+    ours = next((name for name in sorted(_OURS) if name.startswith(option)), None)
+    return None if ours is None else f"sbatch may read it as {ours}, and {_OURS[ours]}"

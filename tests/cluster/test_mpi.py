@@ -15,7 +15,7 @@ from tests.cluster.world import Cluster
 
 pytestmark = pytest.mark.needs("mpirun")
 
-LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
+LONG = {**STAGE, "kind": "pretrain", "steps": 4000, "checkpoint_every": 20}
 
 
 @pytest.fixture

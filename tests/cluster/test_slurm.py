@@ -18,7 +18,7 @@ from tests.cluster.world import LOGIN, Cluster
 
 pytestmark = pytest.mark.needs(*SLURM, "sbatch", "squeue")
 
-LONG = {**STAGE, "kind": "pretrain", "steps": 400, "checkpoint_every": 20}
+LONG = {**STAGE, "kind": "pretrain", "steps": 4000, "checkpoint_every": 20}
 ODD_FOLDER = "100%j runs & `id` ✓"
 
 

@@ -25,11 +25,6 @@ batch: {global: 24}
 stages:
   - {kind: pretrain, data: {source: python-docs, max_tokens: 64}, steps: 10}
 """
-SPY = """#!/bin/sh
-for word; do printf '%s\\0' "$word"; done >"$SEEN"
-echo talk
-echo "$LAUNCHER_MASTER" >&2
-"""
 SLURM = {"cpus": 4, "memory_gib": 8}
 
 
@@ -67,7 +62,7 @@ def asked(text: str, folder: Path, *words: str) -> tuple[list[str], str]:
 
 def test_one_task_on_each_node_with_the_cores_said_twice(tmp_path: Path) -> None:
     text = script()
-    assert {"nodes=3", "ntasks-per-node=1", "cpus-per-task=4", "mem=8G", "requeue", "signal=USR1@300"} <= set(directives(text))
+    assert {"nodes=3", "ntasks-per-node=1", "cpus-per-task=4", "mem=8G", "requeue", "signal=USR1@900"} <= set(directives(text))
     words, _ = asked(text, tmp_path)
     assert {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=4", "--kill-on-bad-exit=0"} <= set(words)
     assert words[words.index("launcher") :] == ["launcher", "node", "/somewhere/one", "--from", "/somewhere/one"]
@@ -94,9 +89,16 @@ def test_what_the_job_says_stands_in_the_script() -> None:
         ({"options": {"nodes": "4"}}, "E109", "cluster.nodes decides it"),
         ({"options": {"mem": "4G"}}, "E109", "slurm.memory_gib decides it"),
         ({"options": {"output": "x"}}, "E109", "lies in its folder"),
+        ({"options": {"gpus-per-socket": "2"}}, "E109", "slurm.gres decide it"),
+        ({"options": {"export": "NONE"}}, "E109", "cluster.secrets decide it"),
+        ({"options": {"clusters": "east"}}, "E109", "the cluster of this host"),
+        ({"options": {"chdir": "tmp"}}, "E109", "starts where it is submitted"),
+        ({"options": {"time-min": "5"}}, "E109", "slurm.minutes decides it"),
+        ({"options": {"outp": "x"}}, "E109", "sbatch may read it as output, and the talk of a run lies in its folder"),
         ({"options": {"nice": "1 --wrap=id"}}, "E106", ""),
         ({"partition": "a\n#SBATCH --uid=0"}, "E106", ""),
-        ({"minutes": 5, "leave_s": 300}, "E109", "before the start"),
+        ({"minutes": 5, "leave_s": 240}, "E109", "hint: use leave_s: 150 where ranks save within that, or minutes: 6 or more"),
+        ({"minutes": 16}, "E109", "900 s before a limit of 16 min is before the first step"),
         ({"cpus": None}, "E107", "one core"),
         ({"memory_gib": None}, "E107", "cores and memory"),
     ],
@@ -106,6 +108,18 @@ def test_what_would_be_overruled_or_is_missing_is_refused(fields: dict[str, obje
         script(**fields)
     assert [problem.code for problem in caught.value.problems] == [code]
     assert said in caught.value.text()
+
+
+@pytest.mark.parametrize("option", ["nodelist", "exclude", "mail-type", "begin", "deadline", "dependency", "nice", "bb"])
+def test_other_options_of_sbatch_are_handed_on(option: str) -> None:
+    assert f"{option}=1" in directives(script(minutes=17, options={option: "1"}))
+
+
+def test_the_name_of_a_job_is_one_word_without_commas() -> None:
+    """`squeue --name` splits at commas, a line of sbatch at blanks and quotes; the comment has the folder as it is."""
+    told = directives(script("/a/100%j runs & `id` ✓/one,two"))
+    assert "job-name=100_j_runs____id___.one_two" in told
+    assert 'comment="/a/100%j runs & `id` ✓/one,two"' in told
 
 
 @pytest.mark.parametrize("name", ["with blank", "100%j", "it$HOME`id`", "ä✓", "a;b&c|d", "#x"])

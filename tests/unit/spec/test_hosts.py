@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.spec.cluster import ClusterSpec
+from launcher.spec.cluster import ClusterSpec, findings
 from launcher.spec.hosts import ClusterHost, filtered, hosts_of
 
 HOSTS = [
@@ -69,3 +69,16 @@ def test_a_filter_that_leaves_nothing_is_refused():
 def test_hosts_may_stand_in_the_job():
     cluster = ClusterSpec.model_validate_json('{"backend": "ssh", "hosts": ["a", "b"], "slots": 2, "include": "b:1"}')
     assert [(host.host, host.devices) for host in hosts_of(cluster)] == [("b", (1,))]
+
+
+@pytest.mark.parametrize("backend", ["ssh", "mpi"])
+@pytest.mark.parametrize(("named", "by"), [('"hosts": ["a", "b"]', "hosts"), ('"hostfile": "x"', "hostfile")])
+def test_a_number_of_nodes_beside_named_hosts_is_refused(backend, named, by):
+    cluster = ClusterSpec.model_validate_json(f'{{"backend": "{backend}", {named}, "nodes": 2}}')
+    [finding] = findings(cluster)
+    assert (finding.code, finding.path, finding.also) == ("E115", ("cluster", "nodes"), (("cluster", by),))
+    assert finding.what == f"has no effect: {by} says which hosts there are"
+
+
+def test_a_number_of_nodes_alone_plans_away_from_hosts():
+    assert not list(findings(ClusterSpec.model_validate_json('{"backend": "ssh", "gpu": "h100-80gb", "slots": 8, "nodes": 2}')))
