@@ -21,6 +21,7 @@ prepare_request = joined.prepare_request
 stage_request = joined.stage_request
 fleet_order = joined.fleet_order
 
+HAS_QUEUE = False
 SCRIPT = "mpirun.sh"
 
 
@@ -57,3 +58,8 @@ def next_step(job: JobSpec, run: RunDir) -> str:
 
 def is_queued(environ: Mapping[str, str]) -> bool:
     return False
+
+
+def program(environ: Mapping[str, str]) -> str:
+    """That starts the nodes."""
+    return "mpirun"

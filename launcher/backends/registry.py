@@ -70,9 +70,13 @@ class Renders(Protocol):
 class Starts(Renders, Protocol):
     """What a backend offers beside that where `run` has the nodes started: a script of what was rendered."""
 
+    HAS_QUEUE: bool
+
     def script(self, run: RunDir) -> Path: ...
 
     def is_queued(self, environ: Mapping[str, str]) -> bool: ...
+
+    def program(self, environ: Mapping[str, str]) -> str: ...
 
 
 class Hub(Protocol):

@@ -128,11 +128,17 @@ class Done:
     errors: str
 
 
-def run_tool(argv: Sequence[str], *, wait_s: float) -> Done:
+def run_tool(argv: Sequence[str], *, wait_s: float, env: Mapping[str, str]) -> Done:
     """Run a tool, without a terminal, to its end. OSError as exec raises it, TimeoutError where it had to be killed."""
     try:
         done = subprocess.run(
-            list(argv), stdin=subprocess.DEVNULL, capture_output=True, timeout=wait_s, check=False, start_new_session=True
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=wait_s,
+            check=False,
+            start_new_session=True,
+            env=dict(env),
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError(argv[0]) from None

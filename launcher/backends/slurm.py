@@ -27,6 +27,7 @@ stage_request = joined.stage_request
 fleet_order = joined.fleet_order
 hostfile_text = joined.hostfile_text
 
+HAS_QUEUE = True
 SCRIPT = "job.sbatch"
 ALLOCATION = "SLURM_JOB_ID"  # in the environment of whatever runs inside of one
 # After the first task has ended: node 0 takes that long to see that a node is gone, to end the others and to write the report.
@@ -82,6 +83,11 @@ def next_step(job: JobSpec, run: RunDir) -> str:
 def is_queued(environ: Mapping[str, str]) -> bool:
     """Whether a run waits for its nodes in a queue. Inside an allocation they are there."""
     return ALLOCATION not in environ
+
+
+def program(environ: Mapping[str, str]) -> str:
+    """That has the nodes started."""
+    return "sbatch" if is_queued(environ) else "srun"
 
 
 def _options(job: JobSpec, plan: Plan, run: RunDir) -> Iterator[str]:
@@ -171,6 +177,10 @@ def parse_states(text: str) -> list[tuple[QueueState, str]]:
         (QueueState(job=job.strip(), state=state, nodes=nodes, reason="" if reason == "None" else reason), comment)
         for job, state, nodes, reason, comment in rows
     ]
+
+
+def forgotten(job: str) -> QueueState:
+    return QueueState(job=job, state="UNKNOWN", reason="the queue has forgotten it")
 
 
 def cancel_argv(job: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from launcher.errors import EXIT_DONE, LauncherError, Problem, printable
 from launcher.report.summary import RunSummary, summarize
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir
-from launcher.supervise.lock import find_owner
+from launcher.supervise.holder import holder_of
 
 POLL_S = 0.3
 CHUNK_BYTES = 1 << 20
@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
-    going_on = (lambda: find_owner(folder) is not None) if args.follow else (lambda: False)
+    going_on = (lambda: holder_of(folder) is not None) if args.follow else (lambda: False)
     log = _find_or_wait(folder, args, going_on)
     say(f"{log}:")
     _print(log, going_on)

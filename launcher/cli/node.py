@@ -25,7 +25,7 @@ from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal
 from launcher.supervise.lock import forget_other_hosts
-from launcher.supervise.queue import start_again
+from launcher.supervise.queue import go_again
 from launcher.supervise.sealed import read_sealed
 
 
@@ -92,8 +92,7 @@ def _lead(args: Namespace, folder: RunDir, planned: Planned) -> int:
         finally:
             say_end(folder, nodes=planned.plan.machine.nodes, code=code)
     if ending.signal == signal.SIGUSR1.name and planned.job.cluster.slurm and planned.job.cluster.slurm.requeue:
-        refusal = start_again()
-        say("back into the queue" if refusal is None else f"SLURM does not put the job back into its queue: {refusal}")
+        say(go_again(folder))
     return code
 
 

@@ -11,7 +11,7 @@ from launcher.report.summary import RunSummary, summarize
 from launcher.report.table import report_text
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir, write_atomic, write_json
-from launcher.supervise.lock import find_owner
+from launcher.supervise.holder import holder_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
-    summary = summarize(folder, alive=find_owner(folder) is not None)
+    summary = summarize(folder, alive=holder_of(folder) is not None)
     write_report(folder, summary)
     if args.json:
         show_json(summary.as_dict())

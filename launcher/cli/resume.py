@@ -12,12 +12,13 @@ from launcher.errors import LauncherError, Problem
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir
 from launcher.spec.load import LoadedJob, open_job
-from launcher.supervise import outside, preflight
+from launcher.supervise import preflight
 from launcher.supervise.asking import forget_request
 from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_same_job, check_stage, control, stored_job, written_bytes
 from launcher.supervise.create import Planned, write_run
 from launcher.supervise.drafting import drafted_shapes
+from launcher.supervise.giving import holder_now, refusal
 from launcher.supervise.planning import plan_here
 
 
@@ -55,10 +56,13 @@ def run(args: Namespace) -> int:
 
 
 def _outside(args: Namespace, folder: RunDir, planned: Planned, backend: Starts) -> int:
-    """A run that waits or runs is left as it is, and waited for."""
-    if not outside.is_given(folder):
+    """A run that waits or runs is left as it is, and waited for. LauncherError E507 where it shall be another one."""
+    holder = holder_now(folder, backend)
+    if holder is None:
         preflight.check_outside(planned.job, writable=folder.path)
         write_run(folder, planned)
+    elif args.job or args.stage:
+        raise refusal(folder, holder)
     return run_outside(args, folder, backend, detach=False)
 
 

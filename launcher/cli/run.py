@@ -26,6 +26,7 @@ from launcher.supervise.clusters import asked_hosts
 from launcher.supervise.control import check_stage, control_new
 from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
 from launcher.supervise.drafting import drafted_shapes
+from launcher.supervise.giving import give, wait_until_held
 from launcher.supervise.lock import find_owner
 from launcher.supervise.planning import plan_here
 
@@ -72,9 +73,9 @@ def run_outside(args: Namespace, folder: RunDir, backend: Starts, *, detach: boo
     words = ["--stage", args.stage] if args.stage else []
     if not detach:
         show(str(folder.path))
-        ending, said = outside.follow(folder, lambda: outside.give(folder, backend, words))
+        ending, said = outside.follow(folder, lambda: give(folder, backend, words))
         return finish(folder, ending, as_json=args.json, said=said)
-    outside.give(folder, backend, words)
+    wait_until_held(folder, give(folder, backend, words))
     show(str(folder.path))
     if args.json:
         show_json({"schema": 1, "run": str(folder.path)})
@@ -115,19 +116,16 @@ def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:
     overrides = [word for one in args.overrides for word in ("--set", one)]
     render = [sys.executable, "-P", "-m", "launcher", "render", os.path.abspath(args.job), *overrides]
     commands = [shlex.join([*render, "-o", str(folder.path)])]
-    backend = load_backend(planned.job.cluster.backend)
-    if isinstance(backend, Starts):
-        stage = ["--stage", args.stage] if args.stage else []
-        commands.append(shlex.join([*shlex.split(backend.next_step(planned.job, folder)), *stage]))
-    commands += (
-        []
-        if isinstance(backend, Starts)
-        else [
+    if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
+        words = ["--stage", args.stage] if args.stage else []
+        start = ["sbatch"] if backend.is_queued(os.environ) else ["sh"]
+        commands.append(shlex.join([*start, str(backend.script(folder)), *words]))
+    else:
+        commands += [
             request.shell_text()
             for request in requests(folder, planned)
             if args.stage in (None, request.stage) or request.stage == PREPARE
         ]
-    )
     if args.json:
         show_json({"schema": 1, "run": str(folder.path), "commands": commands})
     else:

@@ -14,8 +14,9 @@ from launcher.rundir.events import append_event
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir
 from launcher.rundir.leave import SAVE_S
-from launcher.supervise.asking import is_elsewhere, stop_elsewhere
-from launcher.supervise.lock import Owner, find_owner, this_process
+from launcher.supervise.asking import stop_elsewhere
+from launcher.supervise.holder import holder_of
+from launcher.supervise.lock import Owner
 from launcher.units import seconds_text
 
 GRACE_S = 5.0
@@ -41,13 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     folder = find_run(args.run, runs_root(args))
-    if is_elsewhere(folder):
+    holder = holder_of(folder)
+    if holder is not None and holder.elsewhere:
         say("asking the run to stop, on the host that controls it")
         stop_elsewhere(folder, now=args.now)
         return _tell(args, folder, was_running=True, num_ended=0)
-    owner = find_owner(folder)
-    if owner is not None and owner.host != this_process().host:
-        owner = None  # its job is over: nobody there controls it
+    owner = holder.controller if holder else None
     token, was_running = str(folder.path), owner is not None or bool(find_processes(str(folder.path)))
     if was_running:
         append_event(folder.events, "stop.asked", pid=owner.pid if owner else None)

@@ -234,4 +234,9 @@ CODES: dict[str, CodeInfo] = {
         when="cluster.secrets names a variable that the shell of `launcher run` does not have.",
         remedy="Export it in that shell, or remove the name.",
     ),
+    "E445": CodeInfo(
+        title="program that starts the nodes is missing",
+        when="The job's nodes are started by sbatch, srun or mpirun, which this machine does not have.",
+        remedy="Run it on a login node or inside an allocation; or install Open MPI.",
+    ),
 }

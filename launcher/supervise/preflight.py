@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from launcher.backends.registry import load_backend
+from launcher.backends.registry import Starts, load_backend
 from launcher.errors import LauncherError, Problem
 from launcher.hosts.checks.fitness import RANK_PACKAGES, memory_problems
 from launcher.hosts.checks.needs import planned_needs
@@ -56,6 +56,11 @@ def check_outside(job: JobSpec, *, writable: Path) -> None:
 def outside_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
     """What shows from here where the ranks and their controller will be on nodes that come by themselves."""
     problems = job_problems(job, writable=writable)
+    backend = load_backend(job.cluster.backend)
+    assert isinstance(backend, Starts)
+    if shutil.which(program := backend.program(os.environ)) is None:
+        hint = "run it where it is, on a login node or inside an allocation, or install it"
+        problems.append(Problem(code="E445", where=program, what="is not installed here, and would start the nodes", hint=hint))
     for number, name in enumerate(job.cluster.secrets):
         if name not in os.environ:
             where, hint = f"cluster.secrets.{number}", f"export {name}=… in this shell, or remove the name"

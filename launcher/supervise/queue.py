@@ -16,32 +16,33 @@ from launcher.backends import slurm
 from launcher.backends.shell import run_tool
 from launcher.backends.slurm import QueueState
 from launcher.errors import LauncherError, Problem
+from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
-from launcher.supervise.lock import guard
 
 ASK_S = 30.0  # that a busy controller of SLURM may take to answer
-GONE = QueueState(job="", state="UNKNOWN", reason="the queue has forgotten it")
+# Of the shell: they would overrule the script, or hide jobs from us.
+_OVERRULE = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SLURM_CLUSTERS")
 
 
-def submit(run: RunDir, words: Sequence[str] = ()) -> tuple[QueueState, bool]:
-    """The run's job, and whether it is a new one. LauncherError E442 where the queue takes it not, or cannot be asked."""
-    with guard(run):
-        if found := find_job(run):
-            _write(run, found.job)
-            return found, False
-        told = _ask(slurm.submit_argv(run, words))
-        try:
-            job = slurm.submitted_job(told)
-        except ValueError as error:
-            raise LauncherError(_refused("sbatch", str(error))) from None
-        _write(run, job)
-    return QueueState(job=job, state="PENDING"), True
+def submit(run: RunDir, words: Sequence[str] = ()) -> QueueState:
+    """A new job. To be called where nobody else can submit. LauncherError E442 where the queue does not take it."""
+    try:
+        job = slurm.submitted_job(_ask(slurm.submit_argv(run, words)))
+    except (LauncherError, ValueError) as error:
+        if (found := find_job(run)) is None:  # an answer that came too late was one all the same
+            raise error if isinstance(error, LauncherError) else LauncherError(_refused("sbatch", str(error))) from None
+        job = found.job
+    _write(run, job)
+    return QueueState(job=job, state="PENDING")
 
 
 def find_job(run: RunDir) -> QueueState | None:
-    """The job of the run that waits or runs. LauncherError E442."""
+    """The job of the run that waits or runs, and is then known by its number. LauncherError E442."""
     states = slurm.parse_states(_ask(slurm.find_argv(run)))
-    return next((state for state, comment in states if comment == str(run.path) and not state.over), None)
+    found = next((state for state, comment in states if comment == str(run.path) and not state.over), None)
+    if found is not None:
+        _write(run, found.job)
+    return found
 
 
 def check_queue() -> None:
@@ -51,39 +52,64 @@ def check_queue() -> None:
 
 def job_state(run: RunDir) -> QueueState | None:
     """Of the run's job; None where it has none. A job that ended minutes ago is known no more. LauncherError E442."""
-    try:
-        job = str(read_json(_file(run))["job"])
-    except (OSError, ValueError, KeyError):
+    if (job := _noted_job(run)) is None:
         return None
     try:
         states = slurm.parse_states(_ask(slurm.state_argv(job)))
     except LauncherError as error:
-        if any("Invalid job id" in problem.what for problem in error.problems):
-            return QueueState(job=job, state=GONE.state, reason=GONE.reason)
+        if _is_unknown(error):
+            return slurm.forgotten(job)
         raise
-    mine = [state for state, comment in states if comment == str(run.path)]  # numbers come again
-    return mine[0] if mine else QueueState(job=job, state=GONE.state, reason=GONE.reason)
+    return next((state for state, comment in states if comment == str(run.path)), slurm.forgotten(job))  # numbers come again
 
 
 def cancel(job: str) -> None:
-    _ask(slurm.cancel_argv(job))
+    """LauncherError E442. A job that has just ended is no reason to complain."""
+    try:
+        _ask(slurm.cancel_argv(job))
+    except LauncherError as error:
+        if not _is_unknown(error):
+            raise
 
 
-def start_again(environ: Mapping[str, str] = os.environ) -> str | None:
-    """From inside of a job: it goes back into the queue, and its processes end. None, or why SLURM does not do it."""
-    if (job := environ.get(slurm.ALLOCATION)) is None:
-        return "this is no job of SLURM"
+def forget_job(run: RunDir) -> None:
+    _file(run).unlink(missing_ok=True)
+
+
+def go_again(run: RunDir, environ: Mapping[str, str] = os.environ) -> str:
+    """From inside of the run's job, whose time is nearly over: it goes back into the queue, and its processes end. In words.
+
+    Not where somebody wants the run to stop, and not where a whole time limit has brought it no further.
+    """
+    job = environ.get(slurm.ALLOCATION)
+    if job is None or job != _noted_job(run):
+        return "the time is nearly over; this job is not the run's own and is left to whoever submitted it"
+    if run.stop_request.exists():
+        return "the run is to stop: its job does not go back into the queue"
+    if not _has_come_further(run):
+        return (
+            "nothing was finished or saved before the time limit: the job does not go back into the queue; raise slurm.minutes"
+        )
     try:
         _ask(slurm.requeue_argv(job))
     except LauncherError as error:
-        return error.problems[0].what
-    return None
+        return f"SLURM does not put the job back into its queue: {error.problems[0].what}"
+    return "back into the queue"
+
+
+def _has_come_further(run: RunDir) -> bool:
+    """Since the last controller has begun."""
+    further = False
+    for event in read_events(run.events):
+        further = event["kind"] != "run.started" and (further or event["kind"] in ("stage.finished", "stage.left"))
+    return further
 
 
 def _ask(argv: Sequence[str]) -> str:
     """What the program says. LauncherError E442 where it is not there, fails or does not answer."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_OVERRULE)}
     try:
-        done = run_tool(argv, wait_s=ASK_S)
+        done = run_tool(argv, wait_s=ASK_S, env=env)
     except FileNotFoundError:
         hint = "run it where SLURM's programs are, on a login node or inside an allocation"
         raise LauncherError(Problem(code="E442", where=argv[0], what="is not installed here", hint=hint)) from None
@@ -95,6 +121,10 @@ def _ask(argv: Sequence[str]) -> str:
     return done.output
 
 
+def _is_unknown(error: LauncherError) -> bool:
+    return any("Invalid job id" in problem.what for problem in error.problems)
+
+
 def _refused(program: str, what: str) -> Problem:
     hint = "see whether SLURM's controller answers: scontrol ping"
     if program == "sbatch":
@@ -102,9 +132,17 @@ def _refused(program: str, what: str) -> Problem:
     return Problem(code="E442", where=program, what=what, hint=hint)
 
 
+def _noted_job(run: RunDir) -> str | None:
+    try:
+        return str(read_json(_file(run))["job"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _file(run: RunDir) -> Path:
     return run.path / "slurm.json"
 
 
 def _write(run: RunDir, job: str) -> None:
-    write_json(_file(run), {"schema": 1, "job": job, "t": time.time()})
+    if job != _noted_job(run):
+        write_json(_file(run), {"schema": 1, "job": job, "t": time.time()})

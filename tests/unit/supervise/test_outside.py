@@ -13,9 +13,8 @@ from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
 from launcher.supervise import asking, outside, stop
-from launcher.supervise.chain import Ending
-from launcher.supervise.lock import Owner, this_process
-from launcher.supervise.outside import ending_of, find_holder
+from launcher.supervise.lock import Owner
+from launcher.supervise.outside import ending_of
 from launcher.supervise.stop import REQUEST, StopFlag
 
 REFUSED = Problem(code="E441", where="node 1", what="3 nodes", hint="start 2").as_dict()
@@ -40,6 +39,8 @@ def elsewhere() -> Owner:
         ([("run.started", {}), ("run.stopped", {}), ("run.started", {}), ("run.finished", {})], "done", []),
         ([("node.refused", {"problems": [REFUSED]}), ("node.refused", {"problems": [REFUSED]})], "failed", ["E441"]),
         ([("run.started", {}), ("run.finished", {}), ("node.refused", {"problems": [REFUSED]})], "done", []),
+        ([("node.refused", {"problems": [REFUSED]}), ("run.started", {}), ("run.stopped", {})], "failed", ["E441"]),
+        ([("run.started", {}), ("node.refused", {"problems": [REFUSED]})], "failed", ["E441"]),
     ],
 )
 def test_the_last_word_of_node_0_is_how_a_run_ended(
@@ -101,18 +102,6 @@ def test_one_that_does_not_is_told_with_what_to_do(run: RunDir, monkeypatch: pyt
     assert not run.stop_request.exists()
 
 
-def test_what_a_starter_of_this_host_started_has_ended_with_it(run: RunDir) -> None:
-    write_json(run.path / "controller.json", asdict(elsewhere()))
-    assert find_holder(run) == elsewhere()
-    me = this_process()
-    write_json(run.path / "starter.json", asdict(me))
-    assert find_holder(run) == me
-    write_json(run.path / "starter.json", {**asdict(me), "started_ticks": 1})
-    assert find_holder(run) is None
-    write_json(run.path / "starter.json", asdict(elsewhere()))
-    assert find_holder(run) == elsewhere()  # of another host: only its own host can tell
-
-
 def test_only_what_is_appended_from_now_on_is_told(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.controller_log.write_text("before\n")
     tail = outside.Tail(run.controller_log, len("before\n"))
@@ -123,23 +112,10 @@ def test_only_what_is_appended_from_now_on_is_told(run: RunDir, capsys: pytest.C
     assert capsys.readouterr().err == "now\n"
 
 
-def test_nodes_that_ended_without_a_word_are_a_failure(run: RunDir) -> None:
-    class Over:
-        over = True
-
-        def look(self) -> str:
-            return "SLURM job 3: CANCELLED"
-
-        def end(self) -> None: ...
-
-    assert outside.without_word(run, Over()) == Ending(
-        state="failed",
-        problems=(
-            Problem(
-                code="E521",
-                where=str(run.path),
-                what="no node has said how the run ended: SLURM job 3: CANCELLED",
-                hint=f"read {run.controller_log}; then resume: what has finished is kept",
-            ),
-        ),
-    )
+def test_a_character_that_comes_in_two_parts_is_told_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    tail = outside.Tail(run.controller_log)
+    for part in ("ä".encode()[:1], "ä".encode()[1:] + b"\n"):
+        with run.controller_log.open("ab") as file:
+            file.write(part)
+        tail.tell()
+    assert capsys.readouterr().err == "ä\n"
