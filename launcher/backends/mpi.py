@@ -63,3 +63,8 @@ def is_queued(environ: Mapping[str, str]) -> bool:
 def program(environ: Mapping[str, str]) -> str:
     """That starts the nodes."""
     return "mpirun"
+
+
+def num_nodes(environ: Mapping[str, str]) -> int | None:
+    """That are there already: mpirun goes to those of the job."""
+    return None

@@ -90,6 +90,12 @@ def program(environ: Mapping[str, str]) -> str:
     return "sbatch" if is_queued(environ) else "srun"
 
 
+def num_nodes(environ: Mapping[str, str]) -> int | None:
+    """Of the allocation that we are in; None where it is still to be asked for, or does not say."""
+    text = environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(text) if not is_queued(environ) and text.isascii() and text.isdecimal() else None
+
+
 def _options(job: JobSpec, plan: Plan, run: RunDir) -> Iterator[str]:
     slurm = _block(job)
     yield f"job-name={job_name(run)}"

@@ -124,8 +124,8 @@ def _own_problems(loaded: LoadedJob | None, root: Path) -> list[Problem]:
 def _start_problems(loaded: LoadedJob, root: Path) -> list[Problem]:
     """Of a machine that only has the nodes started."""
     say("the job's nodes are not asked: each looks at itself when it has come")
-    plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
-    problems = preflight.outside_problems(loaded.job, writable=root)
+    plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
+    problems = preflight.outside_problems(loaded.job, plan, writable=root)
     if loaded.job.cluster.backend == "slurm":
         try:
             check_queue()

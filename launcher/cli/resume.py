@@ -59,7 +59,7 @@ def _outside(args: Namespace, folder: RunDir, planned: Planned, backend: Starts)
     """A run that waits or runs is left as it is, and waited for. LauncherError E507 where it shall be another one."""
     holder = holder_now(folder, backend)
     if holder is None:
-        preflight.check_outside(planned.job, writable=folder.path)
+        preflight.check_outside(planned.job, planned.plan, writable=folder.path)
         write_run(folder, planned)
     elif args.job or args.stage:
         raise refusal(folder, holder)

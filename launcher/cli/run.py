@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, folder, planned)
     if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
-        preflight.check_outside(planned.job, writable=root)
+        preflight.check_outside(planned.job, planned.plan, writable=root)
         make_folder(folder)
         write_run(folder, planned)
         return run_outside(args, folder, backend, detach=args.detach)

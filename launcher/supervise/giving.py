@@ -39,6 +39,10 @@ class Started(Protocol):
     def over(self) -> bool: ...
 
     @property
+    def may_come_again(self) -> bool:
+        """Whether an end may be followed by another beginning."""
+
+    @property
     def waits(self) -> bool:
         """Whether there is nobody yet who could hear."""
 
@@ -60,6 +64,10 @@ class Queued:
     @property
     def over(self) -> bool:
         return self.state.over
+
+    @property
+    def may_come_again(self) -> bool:
+        return True
 
     @property
     def waits(self) -> bool:
@@ -89,6 +97,10 @@ class Starting:
         return self.child.poll() is not None
 
     @property
+    def may_come_again(self) -> bool:
+        return False
+
+    @property
     def waits(self) -> bool:
         return False
 
@@ -114,7 +126,7 @@ def give(run: RunDir, backend: Starts, words: Sequence[str], environ: Mapping[st
         forget_request(run)
         if backend.is_queued(environ):
             forget_starter(run)
-            state = queue.submit(run, words)
+            state = _submitted(run, words, journal)
             journal.event("job.submitted", job=state.job)
             journal.say(state.text())
             return Queued(run, state)
@@ -124,6 +136,14 @@ def give(run: RunDir, backend: Starts, words: Sequence[str], environ: Mapping[st
         note_starter(run, child.pid)
     journal.event("nodes.started", command=request.shell_text())
     return Starting(child)
+
+
+def _submitted(run: RunDir, words: Sequence[str], journal: Journal) -> QueueState:
+    try:
+        return queue.submit(run, words)
+    except LauncherError as error:
+        journal.problems("run.failed", list(error.problems))  # so that the folder says it too
+        raise
 
 
 def wait_until_held(run: RunDir, started: Started) -> None:

@@ -37,10 +37,13 @@ def follow(run: RunDir, begin: Callable[[], Started]) -> tuple[Ending, str]:
     log, seen = Tail(run.controller_log, _size(run.controller_log)), sum(1 for _ in read_events(run.events))
     with listening(StopFlag()) as stop:
         started = begin()
-        _wait(run, started, log, stop)
+        _wait(run, started, log, stop, seen)
     ending = _patiently(run, seen)
     log.tell()
-    return ending or without_word(run, started), log.last
+    if ending is None:
+        ending = without_word(run, started)
+        Journal(run).problems("run.failed", list(ending.problems))
+    return ending, log.last
 
 
 def _size(path: Path) -> int:
@@ -73,8 +76,9 @@ class Tail:
                 sys.stderr.flush()
 
 
-def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag) -> None:
+def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag, seen: int) -> None:
     journal, told, next_ask_s, asked_s, end_s = Journal(run), "", 0.0, None, 0.0
+    settled = Settled(run, seen)
     try:
         while not started.over:
             log.tell()
@@ -85,7 +89,8 @@ def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag) -> None:
                 ask_to_stop(run)
                 journal.say("asked the run to stop; a second Ctrl-C ends it at once")
                 asked_s = now_s
-            if asked_s is not None and now_s >= end_s and (stop.hard or started.waits or now_s > asked_s + STOP_WAIT_S):
+            overdue = asked_s is not None and (stop.hard or started.waits or now_s > asked_s + STOP_WAIT_S)
+            if now_s >= end_s and (overdue or (not started.may_come_again and settled.for_long(now_s))):
                 end_s = now_s + END_AGAIN_S
                 with suppress(LauncherError):  # told by the next look; tried again
                     started.end()
@@ -94,6 +99,23 @@ def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag) -> None:
         if asked_s is not None:
             forget_request(run)
     log.tell()
+
+
+@dataclass(slots=True)
+class Settled:
+    """Whether node 0 has said how the run ended, a while ago: what started the nodes then waits for one that will not end."""
+
+    run: RunDir
+    seen: int
+    _since_s: float | None = None
+    _next_look_s: float = 0.0
+
+    def for_long(self, now_s: float) -> bool:
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + ASK_S
+            over = ending_of(self.run, self.seen) is not None
+            self._since_s = (self._since_s or now_s) if over else None
+        return self._since_s is not None and now_s > self._since_s + END_AGAIN_S
 
 
 def _tell_state(started: Started, journal: Journal, before: str) -> str:
@@ -161,5 +183,6 @@ def without_word(run: RunDir, started: Started) -> Ending:
     except LauncherError as error:
         how = error.problems[0].what
     what = f"no node has said how the run ended: {how}"
-    hint = f"read {run.controller_log}; then resume: what has finished is kept"
+    log = f"read {run.controller_log}; then " if run.controller_log.exists() else ""
+    hint = f"{log}resume: what has finished is kept"
     return Ending(state="failed", problems=(Problem(code="E521", where=str(run.path), what=what, hint=hint),))

@@ -47,13 +47,13 @@ def check(job: JobSpec, plan: Plan, *, writable: Path) -> list[Symptom]:
     return [one for one in symptoms if not one.stops]
 
 
-def check_outside(job: JobSpec, *, writable: Path) -> None:
+def check_outside(job: JobSpec, plan: Plan, *, writable: Path) -> None:
     """LauncherError with every outside problem."""
-    if problems := outside_problems(job, writable=writable):
+    if problems := outside_problems(job, plan, writable=writable):
         raise LauncherError(problems)
 
 
-def outside_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
+def outside_problems(job: JobSpec, plan: Plan, *, writable: Path) -> list[Problem]:
     """What shows from here where the ranks and their controller will be on nodes that come by themselves."""
     problems = job_problems(job, writable=writable)
     backend = load_backend(job.cluster.backend)
@@ -61,6 +61,10 @@ def outside_problems(job: JobSpec, *, writable: Path) -> list[Problem]:
     if shutil.which(program := backend.program(os.environ)) is None:
         hint = "run it where it is, on a login node or inside an allocation, or install it"
         problems.append(Problem(code="E445", where=program, what="is not installed here, and would start the nodes", hint=hint))
+    if (nodes := backend.num_nodes(os.environ)) is not None and nodes != plan.machine.nodes:
+        what = f"the allocation has {nodes} nodes, the plan is for {plan.machine.nodes}"
+        hint = f"set cluster.nodes to {nodes}, or allocate {plan.machine.nodes}"
+        problems.append(Problem(code="E441", where="cluster.nodes", what=what, hint=hint))
     for number, name in enumerate(job.cluster.secrets):
         if name not in os.environ:
             where, hint = f"cluster.secrets.{number}", f"export {name}=… in this shell, or remove the name"

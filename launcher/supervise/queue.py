@@ -19,6 +19,7 @@ from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 
+MOST_LINES = 4  # of what a program complains of
 ASK_S = 30.0  # that a busy controller of SLURM may take to answer
 # Of the shell: they would overrule the script, or hide jobs from us.
 _OVERRULE = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SLURM_CLUSTERS")
@@ -116,8 +117,9 @@ def _ask(argv: Sequence[str]) -> str:
     except TimeoutError:
         raise LauncherError(_refused(argv[0], f"did not answer within {ASK_S:.0f} s")) from None
     if done.code != 0:
-        said = [line.removeprefix(f"{argv[0]}: ") for line in done.errors.splitlines() if line.strip()]
-        raise LauncherError(_refused(argv[0], said[-1] if said else f"ended with exit code {done.code}"))
+        lines = [line.removeprefix(f"{argv[0]}: ").removeprefix("error: ") for line in done.errors.splitlines()]
+        said = "; ".join([line for line in lines if line.strip()][:MOST_LINES])
+        raise LauncherError(_refused(argv[0], said or f"ended with exit code {done.code}"))
     return done.output
 
 

@@ -24,6 +24,8 @@ from typing import Literal
 from launcher.rundir.folder import RunDir, read_json, write_json
 
 BEAT_S = 5.0
+LOOK_S = 0.5
+COME_LATE_S = 30.0  # nodes of one job start within seconds of each other
 SILENT_S = 120.0  # a shared folder may show old files for a minute
 
 
@@ -130,7 +132,13 @@ def leading(run: RunDir) -> Iterator[None]:
 
 
 def say_end(run: RunDir, *, nodes: int, code: int) -> None:
-    """All nodes that have spoken end with this code."""
-    cards = [card for node in range(1, nodes) if (card := read_card(run, node)) is not None]
+    """All nodes end with this code; those that have not spoken yet, because all was over soon, are waited for a little."""
+    deadline_s = time.monotonic() + COME_LATE_S
+    while len(cards := _cards(run, nodes)) < nodes - 1 and time.monotonic() < deadline_s:
+        time.sleep(LOOK_S)
     with contextlib.suppress(OSError):
         write_call(run, Call(do="end", nodes={str(card.node): card.nonce for card in cards}, code=code))
+
+
+def _cards(run: RunDir, nodes: int) -> list[Card]:
+    return [card for node in range(1, nodes) if (card := read_card(run, node)) is not None]

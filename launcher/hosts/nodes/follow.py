@@ -90,6 +90,7 @@ class Follower:
             self._end_part()
         if call.do == "stage" and call.attempt != self.attempt:
             self._end_part()
+            end_leftovers(self.run, self.host)  # of a program that was killed; only now: somebody else may have had the run
             self.attempt, self.code = call.attempt, None
             slots = order_of(self.run, call.stage).slots
             self.part = begin(self.run, call.stage, node=self.node, host=self.host, slots=slots, port=call.port)
@@ -119,8 +120,7 @@ class Follower:
 
 
 def follow(run: RunDir, node: int) -> int:
-    """The exit code, node 0's where it says one. LauncherError E511 where an earlier attempt does not end here."""
-    end_leftovers(run, socket.gethostname())
+    """The exit code, node 0's where it says one."""
     asked = Asked()
     asked.listen()
     return Follower(run=run, node=node, asked=asked).follow()

@@ -74,6 +74,7 @@ class Gathering:
     port: int = 0
     part: Part | None = None
     code: int | None = None  # of this node's launch.py
+    controller: int = field(default_factory=os.getppid)
     cause: int | None = None  # the first code that is not 0, of whoever failed before anybody was told to end
     _next_ask_s: float = 0.0
 
@@ -85,7 +86,7 @@ class Gathering:
         self._call("stage")
         stage, slots = self.order.stage, self.order.slots
         self.part = begin(self.run, stage, node=0, host=self.order.hosts[0], slots=slots, port=self.port)
-        while not self.asked.to_end and not self._over() and not self._failed():
+        while not self._is_to_end() and not self._over() and not self._failed():
             time.sleep(LOOK_S)
             self._look()
         self._end()
@@ -95,7 +96,7 @@ class Gathering:
         """Until every other node has spoken. False where one has not or takes no part, or the end is asked for."""
         deadline_s = time.monotonic() + COME_S
         while any(not other.nonce for other in self.others):
-            if self.asked.to_end:
+            if self._is_to_end():
                 return False
             for other in self.others:
                 other.hearing.hear(board.read_card(self.run, other.node))
@@ -110,6 +111,11 @@ class Gathering:
                 return False
             time.sleep(ASK_S)
         return True
+
+    def _is_to_end(self) -> bool:
+        """Asked to; or the controller was killed, and nobody would judge what comes of it."""
+        self.asked.to_end = self.asked.to_end or os.getppid() != self.controller
+        return self.asked.to_end
 
     def _give_up(self) -> None:
         for other in self.others:

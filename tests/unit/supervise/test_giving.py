@@ -203,7 +203,7 @@ def test_a_queue_that_does_not_answer_hides_no_controller(fake: Fake) -> None:
     holder = holder_of(fake.run)
     assert holder is not None
     assert holder.text().splitlines() == [
-        "squeue [E442] error: Unable to contact slurm controller",
+        "squeue [E442] Unable to contact slurm controller",
         "process 7 on node1 controls it",
     ]
 
