@@ -24,7 +24,7 @@ from launcher.rundir.folder import RunDir
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal
-from launcher.supervise.lock import forget_other_hosts
+from launcher.supervise.lock import forget_other_hosts, refuse_held
 from launcher.supervise.queue import go_again
 from launcher.supervise.sealed import read_sealed
 
@@ -80,10 +80,11 @@ def _lead(args: Namespace, folder: RunDir, planned: Planned) -> int:
     """Node 0, as a controller. The others end as it does, whatever ends it."""
     code = EXIT_BUG
     _make_folder(folder)
+    forget_other_hosts(folder)  # a scheduler starts one node 0: what an earlier one held on another machine is free
+    refuse_held(folder)  # before its board is wiped
     show(str(folder.path))
     with leading(folder):
         try:
-            forget_other_hosts(folder)  # a scheduler starts one node 0: what an earlier one held on another machine is free
             ending = control(folder, planned, only=args.stage, is_written=args.source.resolve() == folder.path)
             code = finish(folder, ending, as_json=args.json)
         except LauncherError as error:

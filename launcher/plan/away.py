@@ -67,8 +67,8 @@ def refuse_other_machine(cluster: ClusterSpec, machine: Machine) -> None:
     """LauncherError E216 where the job names a GPU that is not the one that is here, or more hosts than this one."""
     problems = []
     if cluster.nodes is not None and cluster.nodes > machine.nodes:
-        what = f"{cluster.nodes} hosts are named: runs start on this machine only, other backends are not built yet"
-        hint = "remove nodes to run here; with gpu beside it `plan` plans for them"
+        what = f"{cluster.nodes} hosts are named: backend {cluster.backend} starts ranks on this machine only"
+        hint = "remove nodes to run here, or use backend: ssh, slurm or mpi; with gpu beside it `plan` plans for them"
         problems.append(Problem(code="E216", where="cluster.nodes", what=what, hint=hint))
     if cluster.gpu is not None and named_gpu(cluster.gpu).name != machine.gpu:
         name = cluster.gpu if isinstance(cluster.gpu, str) else cluster.gpu.name

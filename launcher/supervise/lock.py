@@ -68,6 +68,13 @@ def controlling(run: RunDir, *, refusal: Callable[[RunDir, Owner], Problem] | No
                 _file(run).unlink(missing_ok=True)
 
 
+def refuse_held(run: RunDir) -> None:
+    """LauncherError E507 where another process controls the run."""
+    owner = find_owner(run)
+    if owner is not None and owner != this_process():
+        raise LauncherError(_in_use(run, owner))
+
+
 def forget_other_hosts(run: RunDir) -> None:
     """Where a scheduler starts one controller and no second one before the first has ended, a name of another host is stale."""
     with guard(run):

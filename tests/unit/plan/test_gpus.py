@@ -72,7 +72,7 @@ def test_a_run_on_another_gpu_than_the_one_named_is_refused(cpu, gpus):
 
 def test_a_run_on_more_hosts_than_this_one_is_refused(gpus):
     refuse_other_machine(named(nodes=1), gpus)
-    with pytest.raises(LauncherError, match="2 hosts are named: runs start on this machine only"):
+    with pytest.raises(LauncherError, match="2 hosts are named: backend local starts ranks on this machine only"):
         refuse_other_machine(named(nodes=2, gpu="h100-80gb", slots=8), gpus)
 
 
