@@ -45,8 +45,7 @@ def stop_elsewhere(run: RunDir, *, now: bool = False) -> None:
     try:
         if (holder := _wait(run, wait_s)) is None:
             return
-        _end(holder)
-        if (holder := _wait(run, CANCEL_WAIT_S)) is None:
+        if _end(holder) and (holder := _wait(run, CANCEL_WAIT_S)) is None:
             return
     finally:
         forget_request(run)
@@ -66,9 +65,11 @@ def _wait(run: RunDir, wait_s: float) -> Holder | None:
     return holder
 
 
-def _end(holder: Holder) -> None:
+def _end(holder: Holder) -> bool:
+    """Whether there is anything that could be ended from here."""
     if holder.job is not None:
         with suppress(LauncherError):
             queue.cancel(holder.job.job)
     if holder.starter is not None:
         send(holder.starter.process, signal.SIGTERM)
+    return holder.job is not None or holder.starter is not None
