@@ -11,7 +11,7 @@ from launcher.spec.base import Block
 from launcher.spec.places import FieldPath, Finding
 
 # Stands in a line of the batch script, where a blank, a quote or `#` would begin something else.
-OPTION_VALUE = r"^[A-Za-z0-9_][A-Za-z0-9_.,:;=&|*()\[\]@+/-]*$"
+OPTION_VALUE = r"^[A-Za-z0-9_/][A-Za-z0-9_.,:;=&|*()\[\]@+/-]*$"
 OPTION_NAME = r"^[a-z][a-z-]*$"
 
 OptionValue = Annotated[str, StringConstraints(pattern=OPTION_VALUE, max_length=1024)]

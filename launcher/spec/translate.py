@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from launcher.spec import base, kubernetes
+from launcher.spec import base, kubernetes, slurm
 from launcher.spec.fields import FOREIGN, block_at, field_at, homes_of, keys_of
 from launcher.spec.places import FieldPath, Finding, value_at
 from launcher.spec.wording import listed, nearest, shown
@@ -51,6 +51,11 @@ _TEXTS = {
     kubernetes.QUALIFIED: ("a name that Kubernetes takes", "write it as `example.com/name`"),
     kubernetes.LABEL_VALUE: ("the value of a label: letters, digits, -, _ and .", "write what `kubectl get nodes -L` shows"),
     kubernetes.SECRET_KEY: ("a key of a Secret: letters, digits, -, _ and .", "write what `kubectl describe secret` shows"),
+    slurm.OPTION_VALUE: (
+        "a value of sbatch: letters, digits and _.,:=&|*()[]@+/-, without blanks",
+        "write it as sbatch takes it",
+    ),
+    slurm.OPTION_NAME: ("the long name of an option of sbatch, without dashes before it", "write it as `nodelist`"),
 }
 _LIMITS = ("ge", "gt", "le", "lt")
 
