@@ -12,7 +12,7 @@ import pytest
 
 from launcher.rundir.folder import RunDir, read_json
 from tests.cluster.needs import SLURM
-from tests.cluster.remote import CHAIN, JOB, STAGE, Remote
+from tests.cluster.remote import CANARY, CHAIN, HOSTILE, JOB, STAGE, Remote, environ_of, in_argv, in_files
 from tests.cluster.slurm import Slurm, slurm
 from tests.cluster.world import LOGIN, Cluster
 
@@ -29,8 +29,8 @@ class Queue:
     remote: Remote
     slurm: Slurm
 
-    def write_job(self, stages: list[dict[str, object]], **slurm: object) -> None:
-        block = {"backend": "slurm", "nodes": 2, "slots": 1, "python": str(self.remote.python())}
+    def write_job(self, stages: list[dict[str, object]], *, cluster: dict[str, object] | None = None, **slurm: object) -> None:
+        block = {"backend": "slurm", "nodes": 2, "slots": 1, "python": str(self.remote.python()), **(cluster or {})}
         block["slurm"] = {"cpus": 2, "memory_gib": 2, **slurm}
         (self.remote.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
 
@@ -97,18 +97,26 @@ def test_a_lost_node_puts_the_job_back_into_the_queue_and_it_goes_on_elsewhere(s
 
 def test_a_job_that_waits_and_one_that_runs_are_stopped_from_the_login_host(queue: Queue) -> None:
     remote = queue.remote
-    queue.write_job([LONG])
-    running = remote.start("run", "job.yaml")
+    queue.write_job([LONG], cluster={"env": HOSTILE, "secrets": ["WANDB_API_KEY"]})
+    code, _, err = remote("run", "job.yaml", "--set", "name=unset")
+    assert (code, "[E444] WANDB_API_KEY is not set" in err) == (4, True), err
+    running = remote.start("run", "job.yaml", WANDB_API_KEY=CANARY)
     remote.wait_for_step(20, running)
+    for name in remote.cluster.nodes:
+        found = environ_of(remote.cluster, name, remote.rank(name))
+        assert {key: found.get(key) for key in HOSTILE} == HOSTILE
+        assert found["WANDB_API_KEY"] == CANARY
+    assert in_argv(remote.cluster, CANARY) == []
     code, out, err = remote("status")
     assert (code, f"SLURM job {queue.job()}: RUNNING on node[1-2]" in out) == (0, True), out + err
-    waiting = remote.start("run", "job.yaml", "--set", "name=second")
+    waiting = remote.start("run", "job.yaml", "--set", "name=second", WANDB_API_KEY="x")
     remote.wait_for(lambda: len(queue.jobs()) == 2, waiting)
     for name, process in (("second", waiting), ("far", running)):
         code, out, err = remote("stop", name)
         assert (code, out.endswith(": stopped\n")) == (0, True), err
         code, _, err = remote.end(process)
         assert (code, "go on with: launcher resume" in err) == (6, True), err
+    assert in_files(CANARY, remote.folder) == ""
     assert re.search(r"^saved step \d+, stopped; go on with", err, re.MULTILINE), err  # the one that ran
     assert remote.left() == {}
     assert queue.jobs() == []
