@@ -31,7 +31,7 @@ class Queue:
 
     def write_job(self, stages: list[dict[str, object]], *, cluster: dict[str, object] | None = None, **slurm: object) -> None:
         block = {"backend": "slurm", "nodes": 2, "slots": 1, "python": str(self.remote.python()), **(cluster or {})}
-        block["slurm"] = {"cpus": 2, "memory_gib": 2, **slurm}
+        block["slurm"] = {"cpus": 2, "memory_gib": 2, "minutes": 60, **slurm}  # the partition's default is less than leave_s
         (self.remote.folder / "job.yaml").write_text(json.dumps({**JOB, "cluster": block, "stages": stages}))
 
     def job(self) -> str:
