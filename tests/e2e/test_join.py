@@ -33,12 +33,13 @@ JOB = {
     ],
 }
 WAIT_S = 180.0
+PORT = free_port()
 
 
 @pytest.fixture
 def run(tmp_path: Path):  # type: ignore[no-untyped-def]
     """A run folder as node 0 writes it from what was rendered, prepared."""
-    pods = {"image": "none", "claim": "none", "runs": str(tmp_path), "cpus": 2, "memory_gib": 8, "port": free_port()}
+    pods = {"image": "none", "claim": "none", "runs": str(tmp_path), "cpus": 2, "memory_gib": 8, "port": PORT}
     cluster = {"backend": "kubernetes", "nodes": 2, "kubernetes": pods}
     (tmp_path / "job.yaml").write_text(json.dumps({**JOB, "cluster": cluster}))
     assert main(["render", str(tmp_path / "job.yaml"), "-o", str(tmp_path / "rendered-here" / "one")]) == 0
@@ -55,7 +56,7 @@ def join(run: RunDir, node: int, *, nodes: int = 2) -> subprocess.Popen[str]:
         name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "LAUNCHER_", "MASTER_"))
     }
     told = {"JOB_COMPLETION_INDEX": str(node), "LAUNCHER_NODES": str(nodes), "LAUNCHER_MASTER": "localhost"}
-    argv = [sys.executable, "-P", "-m", "launcher.hosts", "join", str(run.path), "pretrain"]
+    argv = [sys.executable, "-P", "-m", "launcher.hosts", "join", str(run.path), "pretrain", str(PORT)]
     env = {**clean, **told, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
