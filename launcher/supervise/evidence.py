@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from launcher.codes import CATALOGUE
 from launcher.errors import Problem
-from launcher.hosts.machine.ranks import Death
+from launcher.hosts.machine.ranks import Death, signal_told_by
 
 SEEN_LATE_S = 2.0  # a death is noticed at the watch's next look, a word is dated by the rank itself
 FLEET = -1  # where a rank is named: not a rank, but what holds the connections to the hosts
@@ -141,13 +141,7 @@ def _death_problem(death: Death, evidence: Evidence) -> Problem:
 
 
 def _signal_told_by_launcher(death: Death, evidence: Evidence) -> int | None:
-    """launch.py exits with 256 - s when its first dead rank was killed by signal s."""
-    return None if death.wait_status is not None or evidence.ended_by_us else _signal_in(evidence.exit_code)
-
-
-def _signal_in(exit_code: int) -> int | None:
-    number = 256 - exit_code
-    return number if 0 < number < signal.NSIG else None
+    return None if death.wait_status is not None or evidence.ended_by_us else signal_told_by(evidence.exit_code)
 
 
 def _world_problem(evidence: Evidence) -> Problem | None:
@@ -181,7 +175,7 @@ def _launcher_problem(evidence: Evidence) -> Problem:
 def _ending(exit_code: int) -> str:
     if exit_code < 0:
         return f"by {signal_name(-exit_code)}"
-    number = _signal_in(exit_code)
+    number = signal_told_by(exit_code)
     return f"with exit code {exit_code}" + (f" (a rank killed by {signal_name(number)})" if number else "")
 
 

@@ -28,7 +28,7 @@ from launcher.hosts.files.words import Words
 from launcher.hosts.fleet.room import Room
 from launcher.hosts.machine.look import code_sha256
 from launcher.hosts.machine.ports import address_towards, free_port
-from launcher.hosts.machine.ranks import RankTable
+from launcher.hosts.machine.ranks import Death, RankTable
 from launcher.rundir.folder import TENDS, RunDir
 
 LOOK_S = 0.2
@@ -107,7 +107,10 @@ class Keeper:
         for rank, death in self.ranks.ended.items():
             if rank not in self._dead:
                 self._dead.add(rank)
-                await self._tell("death", rank=rank, t=death.seen_s, wait_status=death.wait_status)
+                await self._tell_death(death)
+
+    async def _tell_death(self, death: Death) -> None:
+        await self._tell("death", rank=death.rank, t=death.seen_s, wait_status=death.wait_status)
 
     async def _pass_output_on(self) -> None:
         with self.room.output.open("rb") as file:
@@ -132,6 +135,8 @@ class Keeper:
         )
         if self.child is not None:
             await self._look_at_ranks()
+            if ended is not None and self.ranks is not None and (death := self.ranks.explain(ended)) is not None:
+                await self._tell_death(death)
             await self._pass_output_on()
             await self._pass_words_on()
         code = ended if ended is not None else (self.child.poll() if self.child else None)

@@ -1,14 +1,15 @@
 """Follows the processes of one stage's ranks in /proc, so that the first death is seen while it can still be explained.
 
 DO, only looking. launch.py polls its ranks once a second; in the time between a rank's death and that poll the kernel still
-tells the wait status. After it, only the log knows.
+tells the wait status. After it, launch.py's exit code tells of the first death, and of others only the log.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.backends.shell import Process, find_processes, read_stat
 
@@ -34,6 +35,12 @@ class Death:
         return os.WEXITSTATUS(self.wait_status) if known and self.wait_status is not None else None
 
 
+def signal_told_by(exit_code: int) -> int | None:
+    """launch.py exits with 256 - s when its first dead rank was killed by signal s."""
+    number = 256 - exit_code
+    return number if 0 < number < signal.NSIG else None
+
+
 @dataclass(slots=True)
 class RankTable:
     """The ranks of one attempt: found one after the other as they start, then looked at until they end."""
@@ -56,6 +63,14 @@ class RankTable:
                 known = stat is not None and stat.started_ticks == process.started_ticks
                 self.ended[rank] = Death(rank=rank, seen_s=now_s, wait_status=stat.wait_status if stat and known else None)
                 del self.alive[rank]
+
+    def explain(self, exit_code: int) -> Death | None:
+        """The first death with the signal that launch.py's exit code tells, where it was too late to ask the kernel."""
+        first, number = min(self.ended.values(), key=lambda death: death.seen_s, default=None), signal_told_by(exit_code)
+        if first is None or first.wait_status is not None or number is None:
+            return None
+        self.ended[first.rank] = replace(first, wait_status=number)
+        return self.ended[first.rank]
 
     def _find(self) -> None:
         """A rank's children (data loaders) carry its environment too: the rank is the one that started first."""

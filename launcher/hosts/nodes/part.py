@@ -17,7 +17,7 @@ from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.backends.shell import Child, Process, ask_to_leave, end_processes, start
 from launcher.errors import LauncherError, Problem
 from launcher.hosts.files.words import markers
-from launcher.hosts.machine.ranks import RankTable
+from launcher.hosts.machine.ranks import Death, RankTable
 from launcher.rundir.folder import RunDir, write_json
 
 GRACE_S = 5.0
@@ -54,13 +54,20 @@ class Part:
     def look(self) -> int | None:
         """The exit code once launch.py has ended; deaths of ranks are noted in the run folder."""
         self.ranks.look()
+        code = self.child.poll()
         for rank, death in self.ranks.ended.items():
-            if rank not in self._told and not any(path.exists() for path in markers(self.run.stage(self.stage), rank)):
-                told = {"t": death.seen_s, "wait_status": death.wait_status, "host": self.host}
-                with suppress(OSError):  # a full disk: what is left is the exit code
-                    write_json(self.run.stage(self.stage).death(rank), told)
+            if rank not in self._told:
+                self._note(death)
             self._told.add(rank)
-        return self.child.poll()
+        if code is not None and (explained := self.ranks.explain(code)) is not None:
+            self._note(explained)
+        return code
+
+    def _note(self, death: Death) -> None:
+        if not any(path.exists() for path in markers(self.run.stage(self.stage), death.rank)):
+            told = {"t": death.seen_s, "wait_status": death.wait_status, "host": self.host}
+            with suppress(OSError):  # a full disk: what is left is the exit code
+                write_json(self.run.stage(self.stage).death(death.rank), told)
 
     def ask_to_leave(self) -> None:
         ask_to_leave(str(self.run.path))

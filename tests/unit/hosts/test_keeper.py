@@ -89,6 +89,24 @@ def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
     assert find_processes(str(tmp_path)) == []
 
 
+def test_a_rank_whose_death_nobody_saw_in_time_is_explained_by_the_exit_code_of_launch_py(order):
+    """launch.py asks the kernel first, and nobody after it can."""
+    script = f"""
+import os, subprocess, sys, time
+env = {{**os.environ, "RANK": "0", "LOCAL_RANK": "0"}}
+process = subprocess.Popen([sys.executable, "-S", "-c", {SLEEP!r}], env=env)
+time.sleep(1.2)  # until the keeper has found it
+process.kill()
+process.wait()
+time.sleep(0.5)  # until the keeper has seen that it is gone
+sys.exit(256 - 9)
+"""
+    told = follow(Link(AGENT, order(script)))
+    deaths = [(message["rank"], message["wait_status"]) for message in told if message["kind"] == "death"]
+    assert deaths[-1] == (0, 9)
+    assert [message["kind"] for message in told][-1] == "ended"
+
+
 def test_ranks_that_are_asked_to_leave_end_by_themselves(order):
     """launch.py starts a rank; only the rank is asked, and nobody dies of the signal."""
     rank = "import signal, time\nwhile signal.SIGUSR1 not in signal.sigpending(): time.sleep(0.02)\nprint('left', flush=True)"
