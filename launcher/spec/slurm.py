@@ -62,7 +62,7 @@ class SlurmSpec(Block):
     gres: OptionValue = Field("gpu", description="what the cluster calls its GPUs in --gres: `gpu`, `gpu:h100`")
     exclusive: bool = Field(False, description="no other job on the nodes")
     requeue: bool = Field(
-        True, description="start again by itself after a lost node, a preemption, and where the time limit is near"
+        True, description="start again by itself after a lost node and where the time limit is near; lets SLURM do so elsewhere"
     )
     leave_s: int = Field(
         900,

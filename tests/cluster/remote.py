@@ -157,6 +157,16 @@ def _figures(metrics: Path) -> Iterator[dict[str, object]]:
         yield {name: value for name, value in json.loads(line).items() if name not in ("t", "seconds", "tokens_per_s")}
 
 
+def assert_values_arrived(remote: Remote) -> None:
+    """HOSTILE byte by byte, and the secret, at the rank of each node; the secret in no argv of any host and in no file."""
+    for name in remote.cluster.nodes:
+        found = environ_of(remote.cluster, name, remote.rank(name))
+        assert {key: found.get(key) for key in HOSTILE} == HOSTILE
+        assert found["WANDB_API_KEY"] == CANARY
+    assert in_argv(remote.cluster, CANARY) == []
+    assert in_files(CANARY, remote.folder) == ""
+
+
 def environ_of(cluster: Cluster, name: str, pid: int) -> dict[str, str]:
     """The environment of a process in a host, byte by byte."""
     text = cluster.path(name, f"/proc/{pid}/environ")
