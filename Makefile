@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-matrix test-cluster test-docker test-gpu check goldens locks docs bench clean
+.PHONY: help install demo test test-matrix test-cluster test-docker test-gpu lint check goldens locks docs bench clean
 
 help:
 	@echo "make demo      train the embedded default through all five stages (minutes on two cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-matrix  every layout against plain PyTorch, and its memory against the plan (half an hour on two cores)"
 	@echo "make test-cluster  tests on hosts made of Linux namespaces: ssh, faults, SLURM; root on Linux, skipped loudly elsewhere"
 	@echo "make test-docker  builds the CPU image and trains with it in containers; root on Linux, skipped loudly elsewhere"
+	@echo "make lint      linters and types"
 	@echo "make check     linters, types, import contracts and the tests that need no torch (two to three minutes on two cores)"
 	@echo "make test-gpu  the GPU tests; skipped loudly where there is no GPU"
 	@echo "make goldens   rewrite ds_configs/, docs/ and the golden texts; review the diff"
@@ -50,10 +51,12 @@ test-docker: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -q tests/unit tests/arch tests/docs
 
 goldens: $(READY)

@@ -33,6 +33,8 @@ ALLOCATION = "SLURM_JOB_ID"  # in the environment of whatever runs inside of one
 # After the first task has ended: node 0 takes that long to see that a node is gone, to end the others and to write the report.
 LAST_TASK_S = 300
 QUEUED = frozenset(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"))
+FORGOTTEN = "UNKNOWN"
+NO_NODES = ("", "None assigned")
 RUNNING = frozenset(("RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"))
 
 
@@ -186,7 +188,21 @@ def parse_states(text: str) -> list[tuple[QueueState, str]]:
 
 
 def forgotten(job: str) -> QueueState:
-    return QueueState(job=job, state="UNKNOWN", reason="the queue has forgotten it")
+    return QueueState(job=job, state=FORGOTTEN, reason="the queue has forgotten it")
+
+
+def account_argv(job: str) -> tuple[str, ...]:
+    """What accounting has of a job: one line, of its last attempt."""
+    return ("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=JobID,State,NodeList,JobName")
+
+
+def parse_account(text: str, run: RunDir) -> QueueState | None:
+    """How the run's job ended, by sacct's answer; None where it does not say. Numbers come again, so the name is asked too."""
+    for job, state, nodes, name in (row.split("|", 3) for row in text.splitlines() if row.count("|") >= 3):
+        told = QueueState(job=job, state=state.split()[0] if state.split() else "", nodes="" if nodes in NO_NODES else nodes)
+        if name == job_name(run) and told.state and told.over:
+            return told
+    return None
 
 
 def cancel_argv(job: str) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from launcher.backends.registry import Starts, load_backend
 from launcher.cli.common import add_json, add_run, runs_root, show
-from launcher.cli.run import add_stage, finish, run_outside
+from launcher.cli.detach import detach
+from launcher.cli.run import add_detach, add_stage, finish, run_outside, stage_words
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir
@@ -19,6 +20,7 @@ from launcher.supervise.control import check_same_job, check_stage, control, sto
 from launcher.supervise.create import Planned, write_run
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.giving import holder_now, refusal
+from launcher.supervise.lock import refuse_held
 from launcher.supervise.planning import plan_here
 
 
@@ -37,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_json(parser)
     add_stage(parser)
+    add_detach(parser)
 
 
 def run(args: Namespace) -> int:
@@ -50,6 +53,9 @@ def run(args: Namespace) -> int:
     check_stage(planned, args.stage)
     if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
         return _outside(args, folder, planned, backend)
+    if args.detach:
+        refuse_held(folder)
+        return detach(folder, _words(args), as_json=args.json)
     forget_request(folder)
     show(str(folder.path))
     return finish(folder, control(folder, planned, only=args.stage), as_json=args.json)
@@ -63,7 +69,13 @@ def _outside(args: Namespace, folder: RunDir, planned: Planned, backend: Starts)
         write_run(folder, planned)
     elif args.job or args.stage:
         raise refusal(folder, holder)
-    return run_outside(args, folder, backend, detach=False)
+    return run_outside(args, folder, backend, detach=args.detach)
+
+
+def _words(args: Namespace) -> list[str]:
+    """What the controller has to be told again, in a folder of its own."""
+    job = [str(args.job.resolve())] if args.job else []
+    return [*job, *(word for one in args.overrides for word in ("--set", one)), *stage_words(args)]
 
 
 def _loaded(args: Namespace) -> LoadedJob | None:

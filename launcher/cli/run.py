@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from launcher.backends.local import PREPARE
 from launcher.backends.registry import Starts, load_backend
-from launcher.backends.shell import Child, start_detached
 from launcher.cli.common import add_job, add_json, add_runs, runs_root, say, show, show_json
+from launcher.cli.detach import detach
 from launcher.cli.report import write_report
-from launcher.errors import EXIT_DONE, EXIT_STOPPED, LauncherError, Problem, printable
+from launcher.errors import EXIT_DONE, EXIT_STOPPED, LauncherError, printable
 from launcher.report.summary import summarize
 from launcher.report.table import report_text
 from launcher.rundir.folder import RunDir
@@ -27,10 +25,7 @@ from launcher.supervise.control import check_stage, control_new
 from launcher.supervise.create import Planned, make_folder, new_run, requests, write_run
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.giving import give, wait_until_held
-from launcher.supervise.lock import find_owner
 from launcher.supervise.planning import plan_here
-
-DETACH_WAIT_S = 20.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -38,12 +33,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_runs(parser)
     add_json(parser)
     add_stage(parser)
+    add_detach(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would run; write and start nothing")
-    parser.add_argument("--detach", action="store_true", help="return once the run has started; see status, logs, stop")
 
 
 def add_stage(parser: ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="run only this stage of the chain")
+
+
+def stage_words(args: Namespace) -> list[str]:
+    return ["--stage", args.stage] if args.stage else []
+
+
+def add_detach(parser: ArgumentParser) -> None:
+    parser.add_argument("--detach", action="store_true", help="return once the run has started; see status, logs, stop")
 
 
 def run(args: Namespace) -> int:
@@ -63,14 +66,15 @@ def run(args: Namespace) -> int:
         say(one.problem.text())
     make_folder(folder)
     if args.detach:
-        return _detach(args, folder, planned)
+        write_run(folder, planned)
+        return detach(folder, stage_words(args), as_json=args.json)
     show(str(folder.path))
     return finish(folder, control_new(folder, planned, only=args.stage), as_json=args.json)
 
 
 def run_outside(args: Namespace, folder: RunDir, backend: Starts, *, detach: bool) -> int:
     """Have the nodes of a written run started, and see it to its end; or return once they are asked for."""
-    words = ["--stage", args.stage] if args.stage else []
+    words = stage_words(args)
     if not detach:
         show(str(folder.path))
         ending, said = outside.follow(folder, lambda: give(folder, backend, words))
@@ -117,9 +121,8 @@ def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:
     render = [sys.executable, "-P", "-m", "launcher", "render", os.path.abspath(args.job), *overrides]
     commands = [shlex.join([*render, "-o", str(folder.path)])]
     if isinstance(backend := load_backend(planned.job.cluster.backend), Starts):
-        words = ["--stage", args.stage] if args.stage else []
         start = ["sbatch"] if backend.is_queued(os.environ) else ["sh"]
-        commands.append(shlex.join([*start, str(backend.script(folder)), *words]))
+        commands.append(shlex.join([*start, str(backend.script(folder)), *stage_words(args)]))
     else:
         commands += [
             request.shell_text()
@@ -131,32 +134,3 @@ def _dry_run(args: Namespace, folder: RunDir, planned: Planned) -> int:
     else:
         show("\n".join(commands))
     return EXIT_DONE
-
-
-def _detach(args: Namespace, folder: RunDir, planned: Planned) -> int:
-    """Hand the run to a controller in a session of its own, and return when it holds the run."""
-    write_run(folder, planned)
-    stage = ["--stage", args.stage] if args.stage else []
-    argv = [sys.executable, "-P", "-m", "launcher", "resume", str(folder.path), *stage]
-    log = folder.controller_log
-    child = start_detached(argv, cwd=folder.path, log=log)
-    _wait_until_held(folder, child, log)
-    show(str(folder.path))
-    if args.json:
-        show_json({"schema": 1, "run": str(folder.path), "pid": child.pid})
-    else:
-        say(f"process {child.pid} goes on with it; see launcher status, logs, stop")
-    return EXIT_DONE
-
-
-def _wait_until_held(folder: RunDir, child: Child, log: Path) -> None:
-    """LauncherError where the controller ends before it has taken the run."""
-    deadline_s = time.monotonic() + DETACH_WAIT_S
-    while find_owner(folder) is None and time.monotonic() < deadline_s:
-        code = child.poll()
-        if code is not None and code != EXIT_DONE:
-            what = f"the detached controller ended with exit code {code}"
-            raise LauncherError(Problem(code="E514", where=str(folder.path), what=what, hint=f"read {log}"))
-        if code == EXIT_DONE:
-            return
-        time.sleep(0.05)

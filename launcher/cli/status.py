@@ -11,7 +11,7 @@ from launcher.report.summary import RunSummary, summarize
 from launcher.report.table import head_text, problems_text, runs_text, table_text
 from launcher.rundir.find import find_run, find_runs
 from launcher.rundir.folder import RunDir
-from launcher.supervise.holder import holder_of
+from launcher.supervise.holder import holder_of, last_job
 
 MOST_LISTED = 20
 
@@ -27,6 +27,8 @@ def run(args: Namespace) -> int:
     listed = [one for one in map(_readable, find_runs(root)[-MOST_LISTED:]) if one] if args.run is None else []
     holder = holder_of(folder)
     summary = summarize(folder, alive=holder is not None)
+    if holder is None and summary.state in ("waiting", "interrupted"):
+        holder = last_job(folder)
     if args.json:
         pid = holder.controller.pid if holder and holder.controller else None
         queue = asdict(holder.job) if holder and holder.job else None

@@ -58,7 +58,7 @@ class Queued:
     state: QueueState
 
     def look(self) -> str:
-        self.state = queue.job_state(self.run) or self.state
+        self.state = queue.last_state(self.run) or self.state
         return self.state.text()
 
     @property

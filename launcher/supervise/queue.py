@@ -64,6 +64,17 @@ def job_state(run: RunDir) -> QueueState | None:
     return next((state for state, comment in states if comment == str(run.path)), slurm.forgotten(job))  # numbers come again
 
 
+def last_state(run: RunDir) -> QueueState | None:
+    """The same; of a job that the queue knows no more, how it ended, where the cluster keeps accounts. LauncherError E442."""
+    state = job_state(run)
+    if state is None or state.state != slurm.FORGOTTEN:
+        return state
+    try:
+        return slurm.parse_account(_ask(slurm.account_argv(state.job)), run) or state
+    except LauncherError:  # a cluster without accounts says so as it says that it does not answer
+        return state
+
+
 def cancel(job: str) -> None:
     """LauncherError E442. A job that has just ended is no reason to complain."""
     try:

@@ -12,15 +12,19 @@ from tests.cluster.world import PATH, faketime_library
 # Debian's package of each program.
 PACKAGES = {
     "ip": "iproute2",
+    "mariadbd": "mariadb-server-core",
     "mpirun": "openmpi-bin",
     "munged": "munge",
+    "my_print_defaults": "mariadb-client-core",  # mariadb-install-db wants it
     "nft": "nftables",
     "nsenter": "util-linux",
     "pdsh": "pdsh",
     "ping": "iputils-ping",
     "pkill": "procps",
+    "sacct": "slurm-client",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
+    "slurmdbd": "slurmdbd",
     "sbatch": "slurm-client",
     "squeue": "slurm-client",
     "srun": "slurm-client",

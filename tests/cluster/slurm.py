@@ -1,7 +1,7 @@
 """Real SLURM in the hosts of a cluster: `with slurm(cluster) as queue:`; then sinfo, sbatch, srun, scontrol work in every host.
 
-munged in each host, slurmd in each node, slurmctld in node1, partition `debug`. There is no accounting database, so no sacct:
-queue.completions() has a line for each end of a job's attempt.
+munged in each host, slurmd in each node, slurmctld in node1, partition `debug`. queue.completions() has a line for each end of
+a job's attempt; sacct answers with `accounts=True` alone (accounts.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.accounts import keep_accounts, open_accounts
 from tests.cluster.room import FOLDER, WAIT_S, HostError
 from tests.cluster.world import Cluster
 
 CONTROLLER = "node1"
 INSIDE = f"{FOLDER}/slurm"  # as the hosts see it
 ETC = "/etc/slurm"
-DAEMONS = ("srun", "slurmstepd", "slurmd", "slurmctld", "munged")
+DAEMONS = ("srun", "slurmstepd", "slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Slurm:
     """A queue that runs. Its files, logs among them, are in `folder`."""
 
     cluster: Cluster
+    accounts: bool = False
 
     @property
     def folder(self) -> Path:
@@ -43,11 +45,20 @@ class Slurm:
         files = [f"--key-file={INSIDE}/munge.key", f"--socket={run}/munge.socket.2", f"--pid-file={run}/munged.pid"]
         self._start(name, ["munged", "--force", *files, f"--seed-file={run}/seed", "--log-file=/var/log/munged.log"])
         if name == CONTROLLER:
+            if self.accounts:
+                open_accounts(self.cluster, name)
             self._start(name, ["slurmctld"])
             self.cluster.wait_for_port(name, 6817)
         if name in self.cluster.nodes:
             self._start(name, ["slurmd", "-N", name])
             self.cluster.wait_for_port(name, 6818)
+
+    def forget(self) -> None:
+        """Every job that has ended, as SLURM does by itself after minutes."""
+        self.cluster.out(CONTROLLER, ["pkill", "-KILL", "-x", "slurmctld"])
+        self._start(CONTROLLER, ["slurmctld", "-c"])
+        self.cluster.wait_for_port(CONTROLLER, 6817)
+        self.wait_until_idle(*self.cluster.nodes)
 
     def wait_until_idle(self, *names: str) -> None:
         """Also to be called before a crash: a node that crashes while it ends a job stays `completing` for a minute."""
@@ -68,13 +79,21 @@ class Slurm:
 
 @contextmanager
 def slurm(
-    cluster: Cluster, *, cpus: int = 2, gpus: int = 0, silent_s: int = 10, settings: Sequence[str] = ()
+    cluster: Cluster,
+    *,
+    cpus: int = 2,
+    gpus: int = 0,
+    silent_s: int = 10,
+    settings: Sequence[str] = (),
+    accounts: bool = False,
 ) -> Iterator[Slurm]:
     """Every node claims so many CPUs and GPUs, which need not exist. `silent_s`: until a host that does not answer is down.
-    `settings`: further lines of slurm.conf."""
-    queue = Slurm(cluster)
+    `settings`: further lines of slurm.conf. `accounts`: sacct answers."""
+    queue = Slurm(cluster, accounts)
     etc = queue.folder / "etc"
     etc.mkdir(parents=True)
+    if accounts:
+        settings = [*settings, *keep_accounts(CONTROLLER, etc)]
     (queue.folder / "munge.key").write_bytes(os.urandom(128))
     (queue.folder / "munge.key").chmod(0o600)
     (etc / "slurm.conf").write_text(configuration(cluster, cpus=cpus, gpus=gpus, silent_s=silent_s, settings=settings))
@@ -82,20 +101,22 @@ def slurm(
     (etc / "gres.conf").write_text(f"Name=gpu File={INSIDE}/gpu[0-{gpus - 1}]\n" if gpus else "")
     for number in range(gpus):
         (queue.folder / f"gpu{number}").touch()  # slurmd counts the files of devices
+    covered = list[str]()
     try:
         for name in cluster.names:
             cluster.overlay(name, ETC, f"{INSIDE}/etc")
+            covered.append(name)
             queue.boot(name)
         queue.wait_until_idle(*cluster.nodes)
         yield queue
     finally:
-        _end(queue)
+        _end(queue, covered)
 
 
-def _end(queue: Slurm) -> None:
+def _end(queue: Slurm, covered: Sequence[str]) -> None:
     """No job, no daemon; the hosts stay up."""
     cluster = queue.cluster
-    up = [name for name in cluster.names if cluster.is_up(name)]
+    up = [name for name in covered if cluster.is_up(name)]
     if CONTROLLER in up:
         cluster.run(CONTROLLER, ["sh", "-c", "timeout 5 scancel --user=root; sleep 0.2"])
     pattern = "|".join(DAEMONS)
@@ -121,7 +142,6 @@ def configuration(cluster: Cluster, *, cpus: int, gpus: int, silent_s: int, sett
             "ProctrackType=proctrack/linuxproc",
             "TaskPlugin=task/none",
             "JobAcctGatherType=jobacct_gather/none",
-            "AccountingStorageType=accounting_storage/none",
             "JobCompType=jobcomp/filetxt",
             f"JobCompLoc={INSIDE}/completions.log",
             "SelectType=select/cons_tres",

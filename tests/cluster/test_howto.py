@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.rundir.folder import read_json
-from tests.cluster.remote import STAGE, Remote
+from tests.cluster.remote import STAGE, WAIT_S, Remote
 from tests.cluster.world import LOGIN, Cluster
 
 TEXT = (Path(__file__).parents[2] / "docs/howto/cloud.md").read_text(encoding="utf-8")
@@ -40,5 +41,8 @@ def test_the_commands_of_the_howto_lead_from_fresh_nodes_to_a_finished_run(tmp_p
             printed.append(done.stdout)
         assert "2 hosts: ready" in "".join(printed)
         assert "2 ranks met" in "".join(printed)
-        assert remote.left() == {}
+        deadline_s = time.monotonic() + WAIT_S
+        while not remote.events("run.finished") or remote.left():
+            assert time.monotonic() < deadline_s, (remote.events(), remote.left())
+            time.sleep(0.2)
     assert read_json(remote.run.stage("pretrain").result)["steps"] == 6

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.rundir.find import find_run
 from launcher.rundir.folder import RunDir, read_json
+from tests.cluster import accounts
 from tests.cluster.needs import SLURM
 from tests.cluster.remote import CANARY, CHAIN, HOSTILE, JOB, STAGE, Remote, assert_values_arrived, in_files
 from tests.cluster.slurm import Slurm, slurm
@@ -41,8 +43,8 @@ class Queue:
         return self.remote.cluster.out(LOGIN, ["squeue", "--noheader", "--format=%i %T"]).splitlines()
 
 
-def queue_of(folder: Path, *, hosts: int) -> Iterator[Queue]:
-    with Cluster(hosts=hosts, login=True) as cluster, slurm(cluster) as running:
+def queue_of(folder: Path, *, hosts: int, accounts: bool = False) -> Iterator[Queue]:
+    with Cluster(hosts=hosts, login=True) as cluster, slurm(cluster, accounts=accounts) as running:
         yield Queue(Remote(cluster, folder, ODD_FOLDER), running)
 
 
@@ -55,6 +57,12 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 def spare(tmp_path: Path) -> Iterator[Queue]:
     """With a node more than the job takes."""
     yield from queue_of(tmp_path, hosts=3)
+
+
+@pytest.fixture
+def accounted(tmp_path: Path) -> Iterator[Queue]:
+    """With accounts of what has ended."""
+    yield from queue_of(tmp_path, hosts=2, accounts=True)
 
 
 def test_the_chain_by_sbatch_survives_the_end_of_its_time_and_is_submitted_once(queue: Queue, near: RunDir) -> None:
@@ -138,3 +146,26 @@ def test_what_the_queue_refuses_is_told_and_nothing_is_started(queue: Queue) -> 
     assert code == 4
     assert "sbatch [E442]" in err
     assert "invalid partition" in err.lower()
+
+
+@pytest.mark.needs(*accounts.PROGRAMS)
+def test_how_a_job_ended_is_told_after_the_queue_has_forgotten_it(accounted: Queue) -> None:
+    remote = accounted.remote
+    accounted.write_job([LONG], requeue=False)
+    following = remote.start("run", "job.yaml")
+    remote.wait_for_step(20, following)
+    killed = remote.run.path.name
+    code, _, err = remote("run", "job.yaml", "--detach", "--set", "name=second")
+    assert code == 0, err
+    remote.cluster.out(LOGIN, ["scancel", accounted.job()])
+    remote.cluster.out("node1", ["pkill", "-KILL", "-f", "launcher node"])  # and srun: nobody is left who could say why
+    code, _, err = remote.end(following)
+    assert (code, "[E521] no node has said how the run ended: SLURM job 1: FAILED" in err) == (5, True), err
+    for forget in (False, True):
+        if forget:
+            accounted.slurm.forget()
+        assert "SLURM job 2: CANCELLED" in remote("status", "second")[1]
+    code, out, err = remote("resume", killed, "--detach")
+    run = find_run(killed, remote.runs())
+    assert (code, out, read_json(run.path / "slurm.json")["job"]) == (0, f"{run.path}\n", "3"), err
+    assert remote("stop", killed, "--now")[0] == 0

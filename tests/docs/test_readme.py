@@ -20,7 +20,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LONG = {
     "make demo": ("launcher run examples/tiny.yaml", "tests/e2e/test_demo.py"),
     "make test": ("python -m pytest", ".ci/run"),
-    "make check": ("python -m pytest -q tests/unit tests/arch tests/docs", ".ci/run"),
+    "make check": ("python -m pytest -q tests/unit tests/arch tests/docs", ".ci/run"),  # make lint, and within make test
 }
 NEEDS_A_RUN = {"launcher generate": "tests/e2e/test_demo.py"}
 

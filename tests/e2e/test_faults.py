@@ -131,9 +131,9 @@ def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher
     assert out.strip() == str(launcher.run.path)
     other = launcher.start("logs", "e2e", "prepare", "-f")
     launcher.wait_for_checkpoint(20, other)
-    code, _, err = launcher("resume", "e2e")
-    assert code == 5
-    assert "[E507]" in err
+    for words in ((), ("--detach",)):
+        code, _, err = launcher("resume", "e2e", *words)
+        assert (code, "[E507]" in err) == (5, True), err
     assert "pretrain" in launcher("status", "e2e")[1]
     code, _, err = launcher("stop", "e2e")
     assert code == 0
@@ -144,13 +144,14 @@ def test_a_detached_run_is_seen_read_stopped_and_resumed_from_any_shell(launcher
     assert "stopped" in launcher("status", "e2e")[1]
     assert launcher("stop", "e2e")[1].strip().endswith("was not running")
 
-    process = launcher.start("resume", "e2e")
+    code, out, err = launcher("resume", "e2e", "job.yaml", "--set", "stages.pretrain.steps=3000", "--detach")
+    assert (code, out.strip()) == (0, str(launcher.run.path)), err
+    process = launcher.start("logs", "e2e", "prepare", "-f")
     launcher.wait_for(lambda: "rank 1" in launcher.processes(), process)
-    os.kill(process.pid, signal.SIGINT)
-    code, _, err = launcher.end(process)
-    assert code == 6
-    assert "launcher resume" in err
+    assert launcher("stop", "e2e", "--now")[0] == 0
+    assert "3000" in launcher("status", "e2e")[1]
     check_nothing_is_left(launcher)
+    assert launcher.end(process)[0] == 0
 
 
 def test_what_calibrate_has_started_ends_with_it_even_where_it_is_killed(launcher):

@@ -147,6 +147,25 @@ def test_what_squeue_says_is_read_to_the_comment(tmp_path: Path) -> None:
     assert (third.waits, third.over) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ("12|CANCELLED by 0|None assigned|a.b\n", "SLURM job 12: CANCELLED"),
+        ("12|OUT_OF_MEMORY|node[1-2]|a.b\n", "SLURM job 12: OUT_OF_MEMORY on node[1-2]"),
+        ("12|COMPLETED|node1|other.run\n12|TIMEOUT|node3|a.b\n", "SLURM job 12: TIMEOUT on node3"),
+    ],
+)
+def test_what_sacct_says_is_the_end_of_the_runs_own_job(told: str, text: str) -> None:
+    state = slurm.parse_account(told, RunDir(Path("/runs/a/b")))
+    assert state is not None
+    assert (state.text(), state.over) == (text, True)
+
+
+@pytest.mark.parametrize("told", ["", "odd\n", "12|RUNNING|node1|a.b\n", "12||node1|a.b\n", "12|FAILED|node1|other.run\n"])
+def test_accounts_that_do_not_know_an_end_say_nothing(told: str) -> None:
+    assert slurm.parse_account(told, RunDir(Path("/runs/a/b"))) is None
+
+
 @pytest.mark.parametrize("text", ["", "\n", "sbatch: error", "12a", "-3"])
 def test_a_number_of_a_job_is_a_number(text: str) -> None:
     with pytest.raises(ValueError, match="no number"):

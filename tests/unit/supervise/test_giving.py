@@ -21,7 +21,7 @@ from launcher.rundir.events import append_event, read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 from launcher.supervise import asking, giving, queue
 from launcher.supervise.giving import give
-from launcher.supervise.holder import holder_of, note_starter
+from launcher.supervise.holder import holder_of, last_job, note_starter
 from launcher.supervise.lock import Owner, this_process
 
 ELSEWHERE = Owner(pid=7, started_ticks=1, host="node1", boot="x")
@@ -34,6 +34,7 @@ PROGRAMS = {
     "sbatch": 'echo "12|PENDING||None|{run}" >"{folder}/queue"; [ ! -e "{folder}/slow" ] || exit 1; echo 12',
     "scancel": ': >"{folder}/queue"',
     "scontrol": "true",
+    "sacct": 'cat "{folder}/accounts"',
 }
 
 
@@ -105,6 +106,23 @@ def test_a_job_that_is_over_or_forgotten_makes_room_for_the_next(fake: Fake) -> 
         assert holder_of(fake.run) is None
         give(fake.run, slurm, [], OUTSIDE)  # type: ignore[arg-type]
     assert fake.asked("sbatch") == 2
+
+
+def test_accounts_are_asked_for_what_the_queue_has_forgotten(fake: Fake) -> None:
+    assert last_job(fake.run) is None  # a run that never had a job
+    write_json(fake.run.path / "slurm.json", {"job": "12"})
+    said = []
+    for state in ("RUNNING", ""):
+        fake.says(state)
+        said += [last_job(fake.run)]
+    assert fake.asked("sacct") == 1
+    (fake.folder / "accounts").write_text("12|TIMEOUT|node1|job.one\n")
+    texts = [one.text() for one in (*said, last_job(fake.run)) if one]
+    assert texts == [
+        "SLURM job 12: RUNNING on node1",
+        "SLURM job 12: UNKNOWN (the queue has forgotten it)",  # without accounts sacct fails
+        "SLURM job 12: TIMEOUT on node1",
+    ]
 
 
 def test_one_that_completes_is_waited_for(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
