@@ -18,13 +18,13 @@ from launcher.errors import EXIT_BUG, LauncherError, Problem
 from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.nodes.board import leading, say_end
 from launcher.hosts.nodes.follow import follow, say_refusal
-from launcher.hosts.nodes.place import check_place, place_of
+from launcher.hosts.nodes.place import Place, check_place, place_of
 from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal
-from launcher.supervise.lock import forget_other_hosts, refuse_held
+from launcher.supervise.lock import find_owner, forget_other_hosts, refuse_held
 from launcher.supervise.queue import go_again
 from launcher.supervise.sealed import read_sealed
 
@@ -49,15 +49,33 @@ def run(args: Namespace) -> int:
 
 def _take_part(args: Namespace, folder: RunDir) -> int:
     place = place_of(os.environ)
+    try:
+        planned = _planned(args, place)
+    except LauncherError as error:
+        if not place.node:
+            _send_home(folder, place, error.exit_code)
+        raise
+    say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
+    if place.node:
+        return follow(folder, place.node)
+    return _lead(args, folder, planned)
+
+
+def _planned(args: Namespace, place: Place) -> Planned:
+    """What was rendered, where this node can have its part in it. LauncherError."""
     job, job_text, plan = read_sealed(args.source)
     planned = Planned(job=job, job_text=job_text, plan=plan)
     check_place(place, planned=plan.machine.nodes)
     check_stage(planned, args.stage)
     _check_gpus(plan.machine, node=place.node)
-    say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
-    if place.node:
-        return follow(folder, place.node)
-    return _lead(args, folder, planned)
+    return planned
+
+
+def _send_home(folder: RunDir, place: Place, code: int) -> None:
+    """Nodes that came with a first one that takes no part; those of somebody else who has the run are left alone."""
+    if folder.path.is_dir() and find_owner(folder) is None:
+        with leading(folder):
+            say_end(folder, nodes=place.nodes, code=code)
 
 
 def _note_refusal(folder: RunDir, error: LauncherError) -> None:

@@ -20,6 +20,7 @@ import yaml
 
 import launcher
 from launcher.cli.main import main
+from launcher.hosts.nodes import board
 from launcher.rundir.artifact import find_damage
 from launcher.rundir.folder import RunDir, read_json
 from tests.cluster.needs import SLURM
@@ -193,6 +194,18 @@ def test_a_pod_too_many_is_refused(pods: Pods) -> None:
     code, err = pods.end(0)
     assert code == 4
     assert "node 0 [E441] Kubernetes has started 3 nodes, the plan is for 2" in err
+
+
+def test_a_first_pod_that_takes_no_part_sends_the_others_home(pods: Pods) -> None:
+    pods.render()
+    pods.start(1)
+    pods.wait_for(lambda: board.read_card(pods.run, 1))
+    sealed = pods.source / "rendered" / "planned.json"
+    sealed.write_text(sealed.read_text().replace(launcher.__version__, "0.0.9"))  # of an image of another version
+    pods.start(0)
+    (first, told), (second, _) = pods.end(0), pods.end(1)
+    assert (first, second) == (4, 4)
+    assert "E420" in told
 
 
 def _trains_with_hostile_values(pods: Pods, argv: list[str], env: dict[str, str]) -> str:
