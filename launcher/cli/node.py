@@ -10,13 +10,14 @@ import os
 import signal
 import socket
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from pathlib import Path
 
 from launcher.cli.common import add_json, say, show
 from launcher.cli.run import add_stage, finish
 from launcher.errors import EXIT_BUG, LauncherError, Problem
 from launcher.hosts.machine.gpus import find_gpus
-from launcher.hosts.nodes.board import leading, say_end
+from launcher.hosts.nodes.board import is_led, leading, say_end
 from launcher.hosts.nodes.follow import follow, say_refusal
 from launcher.hosts.nodes.place import Place, check_place, place_of
 from launcher.plan.plan import Machine
@@ -24,7 +25,7 @@ from launcher.rundir.folder import RunDir
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
 from launcher.supervise.journal import Journal
-from launcher.supervise.lock import find_owner, forget_other_hosts, refuse_held
+from launcher.supervise.lock import forget_other_hosts, refuse_held
 from launcher.supervise.queue import go_again
 from launcher.supervise.sealed import read_sealed
 
@@ -53,7 +54,8 @@ def _take_part(args: Namespace, folder: RunDir) -> int:
         planned = _planned(args, place)
     except LauncherError as error:
         if not place.node:
-            _send_home(folder, place, error.exit_code)
+            with suppress(LauncherError):
+                _send_home(folder, place, error.exit_code)
         raise
     say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
     if place.node:
@@ -72,10 +74,19 @@ def _planned(args: Namespace, place: Place) -> Planned:
 
 
 def _send_home(folder: RunDir, place: Place, code: int) -> None:
-    """Nodes that came with a first one that takes no part; those of somebody else who has the run are left alone."""
-    if folder.path.is_dir() and find_owner(folder) is None:
-        with leading(folder):
-            say_end(folder, nodes=place.nodes, code=code)
+    """Nodes that came with a first one that takes no part; those of another one that leads are left alone."""
+    if is_led(folder):
+        return
+    _take(folder)
+    with leading(folder):
+        say_end(folder, nodes=place.nodes, code=code)
+
+
+def _take(folder: RunDir) -> None:
+    """The run, from whoever had it on another machine: a scheduler starts one node 0. LauncherError E404, E507."""
+    _make_folder(folder)
+    forget_other_hosts(folder)
+    refuse_held(folder)  # before its board is wiped
 
 
 def _note_refusal(folder: RunDir, error: LauncherError) -> None:
@@ -97,9 +108,7 @@ def _check_gpus(machine: Machine, *, node: int) -> None:
 def _lead(args: Namespace, folder: RunDir, planned: Planned) -> int:
     """Node 0, as a controller. The others end as it does, whatever ends it."""
     code = EXIT_BUG
-    _make_folder(folder)
-    forget_other_hosts(folder)  # a scheduler starts one node 0: what an earlier one held on another machine is free
-    refuse_held(folder)  # before its board is wiped
+    _take(folder)
     show(str(folder.path))
     with leading(folder):
         try:

@@ -22,7 +22,7 @@ import launcher
 from launcher.cli.main import main
 from launcher.hosts.nodes import board
 from launcher.rundir.artifact import find_damage
-from launcher.rundir.folder import RunDir, read_json
+from launcher.rundir.folder import RunDir, read_json, write_json
 from tests.cluster.needs import SLURM
 from tests.cluster.remote import CANARY, HOSTILE, environ_of, in_argv, in_files
 from tests.cluster.slurm import slurm
@@ -198,6 +198,9 @@ def test_a_pod_too_many_is_refused(pods: Pods) -> None:
 
 def test_a_first_pod_that_takes_no_part_sends_the_others_home(pods: Pods) -> None:
     pods.render()
+    write_json(
+        pods.run.path / "controller.json", {"pid": 7, "started_ticks": 1, "host": "lost", "boot": "x"}
+    )  # of a lost machine
     pods.start(1)
     pods.wait_for(lambda: board.read_card(pods.run, 1))
     sealed = pods.source / "rendered" / "planned.json"

@@ -108,6 +108,13 @@ class Hearing:
         return time.monotonic() - self.heard_s > SILENT_S
 
 
+def is_led(run: RunDir) -> bool:
+    """Whether a node 0 is heard now, which takes two beats."""
+    before = read_card(run, 0)
+    time.sleep(2 * BEAT_S)
+    return read_card(run, 0) != before
+
+
 @contextmanager
 def leading(run: RunDir) -> Iterator[None]:
     """Node 0 is heard while the block runs, whatever it does meanwhile."""
