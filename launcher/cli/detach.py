@@ -6,20 +6,30 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launcher.backends.shell import Child, start_detached
+from launcher.backends.shell import start_detached
 from launcher.cli.common import say, show, show_json
-from launcher.errors import EXIT_DONE, LauncherError, Problem
+from launcher.errors import EXIT_DONE
+from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir
-from launcher.supervise.lock import find_owner
+from launcher.supervise.tail import tail_of
 
-HELD_WAIT_S = 20.0
+LOOK_S = 0.1
 
 
 def detach(run: RunDir, words: Sequence[str], *, as_json: bool) -> int:
-    """Hand a written run to `launcher resume RUN WORDS…`, and return when that holds it. LauncherError E514."""
+    """Hand a written run to `launcher resume RUN WORDS…`, and return once that has begun; what it says until then is told.
+
+    Where it ends before, with its exit code.
+    """
+    log, before = tail_of(run.controller_log), _beginnings(run)
     argv = [sys.executable, "-P", "-m", "launcher", "resume", str(run.path), *words]
     child = start_detached(argv, cwd=run.path, log=run.controller_log)
-    _wait_until_held(run, child)
+    while _beginnings(run) == before:
+        code = child.poll()
+        log.tell()
+        if code is not None and _beginnings(run) == before:
+            return code
+        time.sleep(LOOK_S)
     show(str(run.path))
     if as_json:
         show_json({"schema": 1, "run": str(run.path), "pid": child.pid})
@@ -28,13 +38,5 @@ def detach(run: RunDir, words: Sequence[str], *, as_json: bool) -> int:
     return EXIT_DONE
 
 
-def _wait_until_held(run: RunDir, child: Child) -> None:
-    deadline_s = time.monotonic() + HELD_WAIT_S
-    while ((owner := find_owner(run)) is None or owner.pid != child.pid) and time.monotonic() < deadline_s:
-        code = child.poll()
-        if code is not None and code != EXIT_DONE:
-            what = f"the detached controller ended with exit code {code}"
-            raise LauncherError(Problem(code="E514", where=str(run.path), what=what, hint=f"read {run.controller_log}"))
-        if code == EXIT_DONE:
-            return
-        time.sleep(0.05)
+def _beginnings(run: RunDir) -> int:
+    return sum(event["kind"] == "run.started" for event in read_events(run.events))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def _outside(args: Namespace, folder: RunDir, planned: Planned, backend: Starts)
 
 def _words(args: Namespace) -> list[str]:
     """What the controller has to be told again, in a folder of its own."""
-    job = [str(args.job.resolve())] if args.job else []
+    job = [os.path.abspath(args.job)] if args.job else []
     return [*job, *(word for one in args.overrides for word in ("--set", one)), *stage_words(args)]
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
-from launcher.cli.common import add_json, add_run, runs_root, show, show_json
+from launcher.backends.slurm import QueueState
+from launcher.cli.common import add_json, add_run, runs_root, say, show, show_json
 from launcher.errors import EXIT_DONE, LauncherError
 from launcher.report.summary import RunSummary, summarize
 from launcher.report.table import head_text, problems_text, runs_text, table_text
 from launcher.rundir.find import find_run, find_runs
 from launcher.rundir.folder import RunDir
-from launcher.supervise.holder import holder_of, last_job
+from launcher.supervise.holder import holder_of
+from launcher.supervise.queue import last_state
 
 MOST_LISTED = 20
 
@@ -27,18 +29,29 @@ def run(args: Namespace) -> int:
     listed = [one for one in map(_readable, find_runs(root)[-MOST_LISTED:]) if one] if args.run is None else []
     holder = holder_of(folder)
     summary = summarize(folder, alive=holder is not None)
-    if holder is None and summary.state in ("waiting", "interrupted"):
-        holder = last_job(folder)
+    job = holder.job if holder else _last_job(folder, summary)
     if args.json:
         pid = holder.controller.pid if holder and holder.controller else None
-        queue = asdict(holder.job) if holder and holder.job else None
+        queue = asdict(job) if job else None
         show_json({**summary.as_dict(), "controller_pid": pid, "queue": queue, "runs": [one.path for one in listed]})
         return EXIT_DONE
+    now = holder.text() if holder else job.text() if job else ""
     parts = [runs_text(listed)] if len(listed) > 1 else []
-    parts += ["\n".join([head_text(summary), *([holder.text()] if holder else [])]), table_text(summary)]
+    parts += ["\n".join([head_text(summary), *([now] if now else [])]), table_text(summary)]
     parts += [problems_text(summary)] if summary.problems else []
     show("\n\n".join(parts))
     return EXIT_DONE
+
+
+def _last_job(folder: RunDir, summary: RunSummary) -> QueueState | None:
+    """Of a run that nobody has and that said no last word: how its job ended. None where it had none."""
+    if summary.state not in ("waiting", "interrupted"):
+        return None
+    try:
+        return last_state(folder)
+    except LauncherError as error:
+        say(error.text())
+        return None
 
 
 def _summary(folder: RunDir) -> RunSummary:

@@ -66,8 +66,8 @@ CODES: dict[str, CodeInfo] = {
         remedy="Free space or mend the folder, then resume.",
     ),
     "E514": CodeInfo(
-        title="detached controller ended",
-        when="`run --detach` started a controller in the background, and it ended before it held the run.",
+        title="nodes ended at once",
+        when="What `--detach` had started or submitted ended before any node held the run.",
         remedy="Read the controller.log that is named.",
     ),
     "E520": CodeInfo(
@@ -265,5 +265,10 @@ CODES: dict[str, CodeInfo] = {
         title="loss scale collapsed",
         when="In fp16 the loss scale fell to its minimum, and gradients still did not fit into 16 bits.",
         remedy="Use precision: bf16 or fp32; or lower lr, raise the warm-up, give clip a value.",
+    ),
+    "E570": CodeInfo(
+        title="environment did not arrive",
+        when="A rank has another value of a variable of cluster.env than the job, or a secret is not set there.",
+        remedy="Look for what sets or drops it on that host: a module, a profile, an image, an edited command.",
     ),
 }

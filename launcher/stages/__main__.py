@@ -121,6 +121,7 @@ def train(run: RunDir, stage_name: str) -> int:
         job, order = _job(run), read_order(run.order(stage_name))
         stage = next(stage for stage in job.stages if stage.stage_name == stage_name)
         _check_world(order)
+        _check_environment(job)
         _environment(order.device)
         _build_operators(run, order)
         clear_swap_files = importlib.import_module("launcher.train.swapping").clear_swap_files
@@ -192,6 +193,22 @@ def _check_world(order: StageOrder) -> None:
                 what=f"{world} ranks were started, the plan is for {order.world}",
                 hint=f"start exactly {order.world} ranks, or plan again for {world}",
             )
+        )
+
+
+def _check_environment(job: JobSpec) -> None:
+    """What the job gives every rank has come, whatever stands between: ssh, a scheduler, a container, launch.py."""
+    given, here = job.cluster.env, dict(os.environ)
+    odd = [
+        f"{name} is {here[name]!r} here" if name in here else f"{name} is not set"
+        for name in given
+        if here.get(name) != given[name]
+    ]
+    odd += [f"{name}, a secret, is not set" for name in job.cluster.secrets if name not in here]
+    if odd:
+        hint = "see what sets or drops it on this host: a module, a profile, an image, the rendered command"
+        raise LauncherError(
+            Problem(code="E570", where="cluster.env", what=f"{'; '.join(odd)}; the job says otherwise", hint=hint)
         )
 
 

@@ -22,9 +22,9 @@ from launcher.supervise.lock import Owner, find_owner, this_process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """At least one of the first three is there, where somebody has it."""
+    """At least one of the first three is there."""
 
-    job: QueueState | None = None  # of a queue, that waits or runs; or the last one, of a run that nobody has
+    job: QueueState | None = None  # of a queue, that waits or runs
     starter: Owner | None = None  # on this host
     controller: Owner | None = None
     unheard: str = ""  # why the queue says nothing, where it does not answer
@@ -62,15 +62,6 @@ def holder_of(run: RunDir) -> Holder | None:
     elif noted is not None and starter is None:
         controller = _of_this_host(controller)
     return Holder(job=job, starter=starter, controller=controller) if job or starter or controller else None
-
-
-def last_job(run: RunDir) -> Holder | None:
-    """What the queue or its accounts say of a run that nobody has: how its job ended. None where it never had one."""
-    try:
-        job = queue.last_state(run)
-    except LauncherError as error:
-        return Holder(unheard=error.problems[0].text().splitlines()[0])
-    return Holder(job=job) if job else None
 
 
 def note_starter(run: RunDir, pid: int) -> None:

@@ -6,15 +6,12 @@ was written into its folder: never by the exit code of what started the nodes (g
 
 from __future__ import annotations
 
-import codecs
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from launcher.errors import LauncherError, Problem, printable
+from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir
 from launcher.supervise.asking import STOP_WAIT_S, ask_to_stop, forget_request
@@ -23,18 +20,18 @@ from launcher.supervise.evidence import problem_from
 from launcher.supervise.giving import Started
 from launcher.supervise.journal import Journal
 from launcher.supervise.stop import StopFlag, listening
+from launcher.supervise.tail import Tail, tail_of
 
 LOOK_S, ASK_S = 0.5, 3.0  # at our own process; at the queue, which all its users ask
 END_AGAIN_S = 60.0  # what was told to end may take its time
 LAST_WORDS_S = 10.0
-MOST_KEPT = 64 * 2**10  # characters of the talk
 
 
 def follow(run: RunDir, begin: Callable[[], Started]) -> tuple[Ending, str]:
     """Have the nodes started, tell what they say, wait for their end; INT and TERM ask the run to stop. How it ended, and what
     they said last.
     """
-    log, seen = Tail(run.controller_log, _size(run.controller_log)), sum(1 for _ in read_events(run.events))
+    log, seen = tail_of(run.controller_log), sum(1 for _ in read_events(run.events))
     with listening(StopFlag()) as stop:
         started = begin()
         _wait(run, started, log, stop, seen)
@@ -44,36 +41,6 @@ def follow(run: RunDir, begin: Callable[[], Started]) -> tuple[Ending, str]:
         ending = without_word(run, started)
         Journal(run).problems("run.failed", list(ending.problems))
     return ending, log.last
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-@dataclass(slots=True)
-class Tail:
-    """What is appended to a log from now on."""
-
-    path: Path
-    at: int = 0
-    last: str = ""  # of what was told
-    _decode: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace"))
-
-    def tell(self) -> None:
-        """A terminal that was closed takes no more, and ends nothing."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.at)
-                text = file.read()
-        except OSError:
-            return
-        self.at += len(text)
-        told = printable(self._decode.decode(text))
-        self.last = (self.last + told)[-MOST_KEPT:]
-        if told and sys.stderr is not None:
-            with suppress(OSError):
-                sys.stderr.write(told)
-                sys.stderr.flush()
 
 
 def _wait(run: RunDir, started: Started, log: Tail, stop: StopFlag, seen: int) -> None:

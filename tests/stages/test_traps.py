@@ -83,6 +83,17 @@ def test_another_number_of_ranks_than_planned_is_refused(world):
     assert problem["what"] == "1 ranks were started, the plan is for 2"
 
 
+def test_an_environment_that_did_not_arrive_is_refused(world, monkeypatch):
+    run = make_run(world, kind="sft")
+    monkeypatch.setenv("OTHER", "b")
+    given = {"env": {"OTHER": "a", "NEVER": "x", "HOME": os.environ["HOME"]}, "secrets": ["TOKEN_"]}
+    edit(run.job_json, lambda job: job.setdefault("cluster", {}).update(given))
+    codes, [problem] = refused(run, "sft")
+
+    assert (codes, problem["code"]) == ({5}, "E570")
+    assert problem["what"] == "OTHER is 'b' here; NEVER is not set; TOKEN_, a secret, is not set; the job says otherwise"
+
+
 # --- precision and activations -----------------------------------------------------------------------------------------
 
 

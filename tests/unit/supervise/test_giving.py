@@ -21,7 +21,7 @@ from launcher.rundir.events import append_event, read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 from launcher.supervise import asking, giving, queue
 from launcher.supervise.giving import give
-from launcher.supervise.holder import holder_of, last_job, note_starter
+from launcher.supervise.holder import holder_of, note_starter
 from launcher.supervise.lock import Owner, this_process
 
 ELSEWHERE = Owner(pid=7, started_ticks=1, host="node1", boot="x")
@@ -109,15 +109,15 @@ def test_a_job_that_is_over_or_forgotten_makes_room_for_the_next(fake: Fake) -> 
 
 
 def test_accounts_are_asked_for_what_the_queue_has_forgotten(fake: Fake) -> None:
-    assert last_job(fake.run) is None  # a run that never had a job
+    assert queue.last_state(fake.run) is None  # a run that never had a job
     write_json(fake.run.path / "slurm.json", {"job": "12"})
     said = []
     for state in ("RUNNING", ""):
         fake.says(state)
-        said += [last_job(fake.run)]
+        said += [queue.last_state(fake.run)]
     assert fake.asked("sacct") == 1
     (fake.folder / "accounts").write_text("12|TIMEOUT|node1|job.one\n")
-    texts = [one.text() for one in (*said, last_job(fake.run)) if one]
+    texts = [one.text() for one in (*said, queue.last_state(fake.run)) if one]
     assert texts == [
         "SLURM job 12: RUNNING on node1",
         "SLURM job 12: UNKNOWN (the queue has forgotten it)",  # without accounts sacct fails

@@ -12,10 +12,11 @@ import pytest
 from launcher.errors import LauncherError, Problem
 from launcher.rundir.events import append_event
 from launcher.rundir.folder import RunDir, write_json
-from launcher.supervise import asking, outside, stop
+from launcher.supervise import asking, stop
 from launcher.supervise.lock import Owner
 from launcher.supervise.outside import ending_of
 from launcher.supervise.stop import REQUEST, StopFlag
+from launcher.supervise.tail import tail_of
 
 REFUSED = Problem(code="E441", where="node 1", what="3 nodes", hint="start 2").as_dict()
 FAILED = Problem(code="E501", where="rank 1", what="killed by SIGKILL", hint="resume").as_dict()
@@ -104,7 +105,7 @@ def test_one_that_does_not_is_told_with_what_to_do(run: RunDir, monkeypatch: pyt
 
 def test_only_what_is_appended_from_now_on_is_told(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.controller_log.write_text("before\n")
-    tail = outside.Tail(run.controller_log, len("before\n"))
+    tail = tail_of(run.controller_log)
     with run.controller_log.open("a") as file:
         file.write("now\n")
     tail.tell()
@@ -113,7 +114,7 @@ def test_only_what_is_appended_from_now_on_is_told(run: RunDir, capsys: pytest.C
 
 
 def test_a_character_that_comes_in_two_parts_is_told_whole(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    tail = outside.Tail(run.controller_log)
+    tail = tail_of(run.controller_log)
     for part in ("ä".encode()[:1], "ä".encode()[1:] + b"\n"):
         with run.controller_log.open("ab") as file:
             file.write(part)
