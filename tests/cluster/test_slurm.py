@@ -157,6 +157,8 @@ def test_how_a_job_ended_is_told_after_the_queue_has_forgotten_it(accounted: Que
     killed = remote.run.path.name
     code, _, err = remote("run", "job.yaml", "--detach", "--set", "name=second")
     assert code == 0, err
+    listed = ["sacct", "--noheader", "--allocations", "--format=JobName", "--jobs=2"]
+    remote.wait_for(lambda: "second" in remote.cluster.out(LOGIN, listed), following)
     remote.cluster.out(LOGIN, ["scancel", accounted.job()])
     remote.cluster.out("node1", ["pkill", "-KILL", "-f", "launcher node"])  # and srun: nobody is left who could say why
     code, _, err = remote.end(following)
@@ -164,6 +166,7 @@ def test_how_a_job_ended_is_told_after_the_queue_has_forgotten_it(accounted: Que
     for forget in (False, True):
         if forget:
             accounted.slurm.forget()
+            assert remote.cluster.run(LOGIN, ["squeue", "--states=all", "--jobs=2"]).returncode != 0
         assert "SLURM job 2: CANCELLED" in remote("status", "second")[1]
     code, out, err = remote("resume", killed, "--detach")
     run = find_run(killed, remote.runs())

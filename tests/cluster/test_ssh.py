@@ -102,6 +102,7 @@ def test_what_pdsh_would_change_is_refused(remote: Remote) -> None:
 
 
 def test_values_arrive_byte_by_byte_and_a_secret_is_nowhere_but_there(remote: Remote) -> None:
+    remote.runs_name = 'it\'s $HOME "runs" ✓'
     remote.write_job([LONG], env=HOSTILE, secrets=["WANDB_API_KEY"])
     running = remote.start("run", "job.yaml", WANDB_API_KEY=CANARY, NOT_HANDED_ON="x")
     remote.wait_for_step(20, running)

@@ -16,11 +16,11 @@ from launcher.spec.load import load_job_text
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-# Minutes long, or this very test run: what `make` would run is checked, and the test named here runs that.
+# Minutes long, or this very test run: what `make` would run is checked, and what is named here runs that, by these words.
 LONG = {
-    "make demo": ("launcher run examples/tiny.yaml", "tests/e2e/test_demo.py"),
-    "make test": ("python -m pytest", ".ci/run"),
-    "make check": ("python -m pytest -q tests/unit tests/arch tests/docs", ".ci/run"),  # make lint, and within make test
+    "make demo": ("launcher run examples/tiny.yaml", "tests/e2e/test_demo.py", "examples/tiny.yaml"),
+    "make test": ("python -m pytest\n", ".ci/run", "\nmake test\n"),
+    "make check": ("python -m pytest -q tests/unit tests/arch tests/docs", ".ci/run", "\nmake lint\nmake test\n"),
 }
 NEEDS_A_RUN = {"launcher generate": "tests/e2e/test_demo.py"}
 
@@ -57,10 +57,10 @@ def test_the_job_file_that_explains_the_fields_is_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("command", "output"), list(commands()), ids=[command for command, _ in commands()])
 def test_a_command_of_the_readme_does_what_it_shows(command: str, output: str, tmp_path: Path) -> None:
     if command in LONG:
-        wanted, where = LONG[command]
+        wanted, where, words = LONG[command]
         planned = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
         assert wanted in planned.stdout
-        assert (ROOT / where).exists()
+        assert words in (ROOT / where).read_text(encoding="utf-8")
         return
     words = shlex.split(command)
     assert words[0] == ".venv/bin/launcher"
