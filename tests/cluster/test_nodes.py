@@ -211,42 +211,26 @@ def test_a_first_pod_that_takes_no_part_sends_the_others_home(pods: Pods) -> Non
     assert "E420" in told
 
 
-def _trains_with_hostile_values(pods: Pods, argv: list[str], env: dict[str, str]) -> str:
-    """A stage of two ranks, each with every value as it is; a secret is in no command line and in no file. What was said."""
-    pipe = subprocess.PIPE
-    env = {**HERE, **env, "WANDB_API_KEY": CANARY}
-    running = pods.cluster.start("node1", argv, env=env, cwd=str(pods.folder), stdout=pipe, stderr=pipe)
-    pods.running[0] = running
+@pytest.mark.needs(*SLURM)
+def test_srun_starts_the_same_command_and_slurm_tells_the_places(pods: Pods) -> None:
+    """With every value as it is at both ranks, and a secret in no command line and in no file."""
+    pods.render(stages=[{**STAGE, "kind": "pretrain"}], env=HOSTILE)
+    argv = ["srun", "--nodes=2", "--ntasks-per-node=1", *pods.command()]
+    env, pipe = {**HERE, "WANDB_API_KEY": CANARY}, subprocess.PIPE
     seen: dict[int, dict[str, str]] = {}
-    while len(seen) < 2:
-        assert in_argv(pods.cluster, CANARY) == []
-        with suppress(AssertionError):
-            seen = {pod: environ_of(pods.cluster, f"node{pod + 1}", pods.rank(pod)) for pod in (0, 1)}
-        assert running.poll() is None, running.communicate()
+    with slurm(pods.cluster):
+        running = pods.cluster.start("node1", argv, env=env, cwd=str(pods.folder), stdout=pipe, stderr=pipe)
+        pods.running[0] = running
+        while len(seen) < 2:
+            assert in_argv(pods.cluster, CANARY) == []
+            with suppress(AssertionError):
+                seen = {pod: environ_of(pods.cluster, f"node{pod + 1}", pods.rank(pod)) for pod in (0, 1)}
+            assert running.poll() is None, running.communicate()
+        code, err = pods.end(0)
     for found in seen.values():
         assert {key: found.get(key) for key in HOSTILE} == HOSTILE
         assert found["WANDB_API_KEY"] == CANARY
-    code, err = pods.end(0)
-    assert code == 0, err
+    assert (code, "node 1 of 2, told by SLURM; node 0 is node1" in err) == (0, True), err
     assert CANARY not in err
     assert in_files(CANARY, pods.folder, pods.cluster.folder) == ""
     assert [read_json(pods.run.stage("pretrain").done(rank))["world"] for rank in range(2)] == [2, 2]
-    return err
-
-
-@pytest.mark.needs(*SLURM)
-def test_srun_starts_the_same_command_and_slurm_tells_the_places(pods: Pods) -> None:
-    pods.render(stages=[{**STAGE, "kind": "pretrain"}], env=HOSTILE)
-    with slurm(pods.cluster):
-        said = _trains_with_hostile_values(pods, ["srun", "--nodes=2", "--ntasks-per-node=1", *pods.command()], {})
-    assert "node 1 of 2, told by SLURM; node 0 is node1" in said
-
-
-@pytest.mark.needs("mpirun")
-def test_mpirun_starts_the_same_command_and_open_mpi_tells_the_places(pods: Pods) -> None:
-    pods.render(stages=[{**STAGE, "kind": "pretrain"}], env=HOSTILE)
-    env = {"LAUNCHER_MASTER": "node1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    handed = [word for name in ("LAUNCHER_MASTER", "WANDB_API_KEY", *HERE) for word in ("-x", name)]
-    argv = ["mpirun", "-np", "2", "--host", "node1,node2", "--map-by", "ppr:1:node", *handed, *pods.command()]
-    said = _trains_with_hostile_values(pods, argv, env)
-    assert "node 1 of 2, told by Open MPI; node 0 is node1" in said
