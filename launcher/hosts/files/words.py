@@ -6,7 +6,7 @@ Log and metrics grow and are told from where they were told before; markers and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,11 @@ def whole_files(stage: StageDir, ranks: range) -> dict[str, Path]:
 def markers(stage: StageDir, rank: int) -> tuple[Path, Path]:
     """A rank that ends in order leaves one of them: it has finished, or it has left behind a checkpoint."""
     return stage.done(rank), stage.left(rank)
+
+
+def finished_ranks(stage: StageDir, ranks: Iterable[int]) -> set[int]:
+    """Those that have left a marker on this host's disk."""
+    return {rank for rank in ranks if any(path.exists() for path in markers(stage, rank))}
 
 
 @dataclass(slots=True)

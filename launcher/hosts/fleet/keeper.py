@@ -24,7 +24,7 @@ from launcher.errors import EXIT_DONE
 from launcher.hosts.connection.order import Order, order_from
 from launcher.hosts.connection.wire import MAX_LINE, MAX_TEXT, BadLine, line, parse
 from launcher.hosts.files.disk import CONTROLLER, claim, forget_arrivals, forget_words
-from launcher.hosts.files.words import Words
+from launcher.hosts.files.words import Words, finished_ranks
 from launcher.hosts.fleet.room import Room
 from launcher.hosts.machine.look import code_sha256
 from launcher.hosts.machine.ports import address_towards, free_port
@@ -112,6 +112,14 @@ class Keeper:
     async def _tell_death(self, death: Death) -> None:
         await self._tell("death", rank=death.rank, t=death.seen_s, wait_status=death.wait_status)
 
+    async def _explain(self, ended: int) -> None:
+        """By launch.py's exit code."""
+        assert self.order is not None
+        assert self.ranks is not None
+        finished = finished_ranks(RunDir(Path(self.order.token)).stage(self.order.stage), self.ranks.ended)
+        if (death := self.ranks.explain(ended, finished=finished)) is not None:
+            await self._tell_death(death)
+
     async def _pass_output_on(self) -> None:
         with self.room.output.open("rb") as file:
             file.seek(self._output)
@@ -135,8 +143,8 @@ class Keeper:
         )
         if self.child is not None:
             await self._look_at_ranks()
-            if ended is not None and self.ranks is not None and (death := self.ranks.explain(ended)) is not None:
-                await self._tell_death(death)
+            if ended is not None:
+                await self._explain(ended)
             await self._pass_output_on()
             await self._pass_words_on()
         code = ended if ended is not None else (self.child.poll() if self.child else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from launcher.backends.shell import Process, find_processes, read_stat
@@ -33,6 +34,11 @@ class Death:
     def exit_code(self) -> int | None:
         known = self.wait_status is not None and os.WIFEXITED(self.wait_status)
         return os.WEXITSTATUS(self.wait_status) if known and self.wait_status is not None else None
+
+    @property
+    def harmless(self) -> bool:
+        """It ended by itself with 0, or by the signal with which launch.py ends the others after a first death."""
+        return self.wait_status in (0, signal.SIGTERM)
 
 
 def signal_told_by(exit_code: int) -> int | None:
@@ -64,13 +70,20 @@ class RankTable:
                 self.ended[rank] = Death(rank=rank, seen_s=now_s, wait_status=stat.wait_status if stat and known else None)
                 del self.alive[rank]
 
-    def explain(self, exit_code: int) -> Death | None:
-        """The first death with the signal that launch.py's exit code tells, where it was too late to ask the kernel."""
-        first, number = min(self.ended.values(), key=lambda death: death.seen_s, default=None), signal_told_by(exit_code)
-        if first is None or first.wait_status is not None or number is None:
+    def explain(self, exit_code: int, *, finished: Container[int] = ()) -> Death | None:
+        """The first death with the signal that launch.py's exit code tells, where it was too late to ask the kernel.
+
+        `finished`: ranks that left their marker, whose end is no death. None where one look found several gone: launch.py ends
+        the others after the first, and which that was nobody can tell.
+        """
+        number = signal_told_by(exit_code)
+        deaths = [one for one in self.ended.values() if one.rank not in finished and not one.harmless]
+        first_s = min((death.seen_s for death in deaths), default=0.0)
+        first = [death for death in deaths if death.seen_s == first_s]
+        if number is None or len(first) != 1 or first[0].wait_status is not None:
             return None
-        self.ended[first.rank] = replace(first, wait_status=number)
-        return self.ended[first.rank]
+        self.ended[first[0].rank] = replace(first[0], wait_status=number)
+        return self.ended[first[0].rank]
 
     def _find(self) -> None:
         """A rank's children (data loaders) carry its environment too: the rank is the one that started first."""

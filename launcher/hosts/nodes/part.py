@@ -16,7 +16,7 @@ from types import FrameType
 from launcher.backends.request import TOKEN, LaunchRequest
 from launcher.backends.shell import Child, Process, ask_to_leave, end_processes, start
 from launcher.errors import LauncherError, Problem
-from launcher.hosts.files.words import markers
+from launcher.hosts.files.words import finished_ranks
 from launcher.hosts.machine.ranks import Death, RankTable
 from launcher.rundir.folder import RunDir, write_json
 
@@ -59,12 +59,14 @@ class Part:
             if rank not in self._told:
                 self._note(death)
             self._told.add(rank)
-        if code is not None and (explained := self.ranks.explain(code)) is not None:
-            self._note(explained)
+        if code is not None:
+            finished = finished_ranks(self.run.stage(self.stage), self.ranks.ended)
+            if (explained := self.ranks.explain(code, finished=finished)) is not None:
+                self._note(explained)
         return code
 
     def _note(self, death: Death) -> None:
-        if not any(path.exists() for path in markers(self.run.stage(self.stage), death.rank)):
+        if not finished_ranks(self.run.stage(self.stage), [death.rank]):
             told = {"t": death.seen_s, "wait_status": death.wait_status, "host": self.host}
             with suppress(OSError):  # a full disk: what is left is the exit code
                 write_json(self.run.stage(self.stage).death(death.rank), told)

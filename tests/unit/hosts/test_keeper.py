@@ -89,19 +89,26 @@ def test_stop_ends_everything_that_carries_the_run(order, tmp_path):
     assert find_processes(str(tmp_path)) == []
 
 
-def test_a_rank_whose_death_nobody_saw_in_time_is_explained_by_the_exit_code_of_launch_py(order):
-    """launch.py asks the kernel first, and nobody after it can."""
+def test_a_rank_whose_death_nobody_saw_in_time_is_explained_by_the_exit_code_of_launch_py(order, tmp_path):
+    """launch.py asks the kernel first, and nobody after it can. A keeper on busy cores finds a later rank."""
+    seen = tmp_path / "seen"
     script = f"""
-import os, subprocess, sys, time
+import os, pathlib, subprocess, sys, time
 env = {{**os.environ, "RANK": "0", "LOCAL_RANK": "0"}}
-process = subprocess.Popen([sys.executable, "-S", "-c", {SLEEP!r}], env=env)
-time.sleep(1.2)  # until the keeper has found it
-process.kill()
-process.wait()
-time.sleep(0.5)  # until the keeper has seen that it is gone
+while not pathlib.Path({str(seen)!r}).exists():
+    process = subprocess.Popen([sys.executable, "-S", "-c", {SLEEP!r}], env=env)
+    time.sleep(0.6)  # the keeper looks for ranks twice a second
+    process.kill()
+    process.wait()
+    time.sleep(0.3)  # for the word of it to come
 sys.exit(256 - 9)
 """
-    told = follow(Link(AGENT, order(script)))
+
+    async def note(link: Link, message) -> None:
+        if message["kind"] == "death":
+            seen.touch()
+
+    told = follow(Link(AGENT, order(script)), then=note)
     deaths = [(message["rank"], message["wait_status"]) for message in told if message["kind"] == "death"]
     assert deaths[-1] == (0, 9)
     assert [message["kind"] for message in told][-1] == "ended"
