@@ -160,8 +160,8 @@ CODES: dict[str, CodeInfo] = {
     "E431": CodeInfo(
         title="name leads elsewhere",
         when="On a host, the name of another one leads to itself, to a third one, or to where that host is not met; or its"
-        " own name leads to 127.0.0.1. A name that a host does not know only warns.",
-        remedy="Mend /etc/hosts or DNS on the host that is named.",
+        " own name leads to 127.0.0.1; or two hosts of the job are one machine. A name that a host does not know only warns.",
+        remedy="Mend /etc/hosts or DNS on the host that is named, and name each machine once.",
     ),
     "E432": CodeInfo(
         title="folder not shared",

@@ -234,6 +234,21 @@ def test_a_host_whose_own_name_leads_to_itself_alone(remote: Remote) -> None:
     assert (code_with_card, problems["node2"]) == (0, [])
 
 
+def test_one_machine_by_name_and_by_address(remote: Remote) -> None:
+    """`run` would wait for ranks that never start: both links would have the same keeper."""
+    (remote.folder / "hosts").write_text("node1 slots=1\n10.77.0.11 slots=1\n")
+    code, problems = told(remote)
+    assert (code, problems["node1"]) == (4, [])
+    [problem] = problems["10.77.0.11"]
+    assert (problem["code"], problem["stops"]) == ("E431", True)
+    assert problem["what"] == "is the same machine as node1: both names lead there"
+    assert "name each machine once" in str(problem["hint"])
+    code, _, err = remote("run", "job.yaml")
+    assert code == 4
+    assert "10.77.0.11 [E431] is the same machine as node1" in err
+    assert list((remote.folder / "runs").glob("*/*")) == []
+
+
 def test_what_an_earlier_run_left_is_told_and_not_ended(remote: Remote) -> None:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     left = remote.cluster.start("node2", ["sleep", "600"], env={"LAUNCHER_RUN": "/nfs/runs/job/1"}, **pipes)

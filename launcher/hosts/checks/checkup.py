@@ -10,7 +10,7 @@ from launcher.hosts.checks.likeness import unlike_symptoms
 from launcher.hosts.checks.meeting import Meeting, meeting_symptoms
 from launcher.hosts.checks.needs import Needs
 from launcher.hosts.checks.symptom import Symptom, symptom
-from launcher.hosts.checks.ways import way_symptoms
+from launcher.hosts.checks.ways import same_machine_symptoms, way_symptoms
 from launcher.hosts.machine.facts import HERE, Examined, HostFacts
 
 
@@ -54,6 +54,7 @@ def checkup_of_hosts(
     symptoms += [one for facts in answered for one in host_symptoms(facts, needs, running=running)]
     symptoms += [one for facts in answered for one in _share(facts, folder, facts.host in unseen)]
     symptoms += unlike_symptoms(answered, here)
+    symptoms += same_machine_symptoms(answered)
     symptoms += way_symptoms(found, needs)
     return Checkup(hosts=tuple(hosts), found=found, symptoms=tuple(_in_order(symptoms, hosts)))
 

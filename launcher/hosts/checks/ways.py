@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 
 from launcher.hosts.checks.needs import Needs
 from launcher.hosts.checks.symptom import Symptom, symptom
+from launcher.hosts.connection.failures import problem_of_same_machine
 from launcher.hosts.machine.facts import HERE, Clock, Door, Examined, HostFacts, Odd
 from launcher.hosts.machine.ports import FIRST_PORT, LAST_PORT, is_loopback
 
@@ -23,6 +24,13 @@ _SET_CLOCK = "set it by a time server: timedatectl set-ntp true, or chronyd"
 def way_symptoms(found: Examined, needs: Needs) -> list[Symptom]:
     """Ports, names and clocks."""
     return [*_ports(found), *_names(found), *_own_names(found, needs), *clock_symptoms(found.clocks)]
+
+
+def same_machine_symptoms(hosts: Iterable[HostFacts]) -> list[Symptom]:
+    """Each further name of a machine, beside the first."""
+    firsts: dict[str, str] = {}
+    pairs = [(one.host, firsts.setdefault(one.machine, one.host)) for one in hosts if one.machine]
+    return [Symptom(host=host, problem=problem_of_same_machine(host, first)) for host, first in pairs if host != first]
 
 
 def clock_symptoms(clocks: Mapping[str, Clock]) -> list[Symptom]:

@@ -76,6 +76,16 @@ def problem_of_connection(host: str, said: str) -> Problem:
     return Problem(code="E417", where=host, what=what, hint=f"try `ssh {shlex.quote(host)} true`")
 
 
+def problem_of_same_machine(host: str, other: str) -> Problem:
+    """Of `host`, where its name and that of `other` lead to one machine: the ranks of one of the two would never start."""
+    what = f"is the same machine as {other}: both names lead there"
+    hint = (
+        "name each machine once, with all of its slots; if these should be two, mend where their names lead:"
+        " DNS, /etc/hosts or ~/.ssh/config"
+    )
+    return Problem(code="E431", where=host, what=what, hint=hint)
+
+
 def _tidy(said: str) -> str:
     """The last line that is not decoration, in one line."""
     lines = [line.strip() for line in said.splitlines() if line.strip(" @-\t")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from launcher.backends.pipes import Pipe, open_pipe
 from launcher.errors import LauncherError
-from launcher.hosts.connection.failures import problem_of_connection
+from launcher.hosts.connection.failures import problem_of_connection, problem_of_same_machine
 from launcher.hosts.connection.order import Order, order_line
 from launcher.hosts.connection.wire import BEAT_S, MAX_LINE, BadLine, line, parse
 
@@ -49,7 +49,7 @@ class Link:
         """What the host tells, each message once, with `down` and `up` between them; the last one is `ended`.
 
         LauncherError (E417-E420) where the host was not reached at all, or is lost: silent for longer than its lease, so that
-        its ranks are ended by now, whatever became of it.
+        its ranks are ended by now, whatever became of it. E431 where another host of the run is the same machine.
         """
         pause_s, down = PAUSE_S, False
         while True:
@@ -87,6 +87,8 @@ class Link:
                 pipe.write(one)
             while text := await asyncio.wait_for(pipe.read_line(), wait_s):
                 message = parse(text)
+                if message.get("kind") == "refused" and "same_as" in message:
+                    raise LauncherError(problem_of_same_machine(self.host, str(message["same_as"])))
                 if message.get("kind") == "refused":
                     raise Broken(str(message.get("what", "")))
                 self.heard_s, wait_s = time.monotonic(), SILENT_S

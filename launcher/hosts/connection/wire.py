@@ -7,6 +7,7 @@
                         {"leave": true}                   ask the ranks to save and leave
                         {"stop": grace seconds}           end the ranks, tell the end
     host → controller   {"kind": "kept", …}               the answer to an order
+                        {"kind": "refused", "what": …}    not kept; "same_as": this machine is another host of the run too
                         {"kind": "beat"}                  the answer to a beat
                         {"n": 1, "kind": "ready", …}      numbered, so that a broken connection loses and repeats nothing
                         {"n": 2, "kind": "started", "pid": …}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from launcher.backends.shell import start_detached
-from launcher.errors import EXIT_BUG, EXIT_DONE
+from launcher.errors import EXIT_BUG, EXIT_CLUSTER, EXIT_DONE
 from launcher.hosts.connection.order import Order, order_from, order_line
 from launcher.hosts.connection.wire import MAX_LINE, BadLine, parse, say
 from launcher.hosts.fleet.room import NotPrivate, Room, room_of
@@ -33,8 +33,12 @@ def _hand_over(order: Order, room: Room) -> int:
     while time.monotonic() < deadline_s:
         with _keeper(room) as link:
             link.sendall(order_line(order))
-            if parse(_first_line(link)).get("kind") == "kept":
+            answer = parse(_first_line(link))
+            if answer.get("kind") == "kept":
                 return _relay(link)
+        if answer.get("kind") == "same":
+            say({"kind": "refused", "same_as": answer.get("host"), "what": "another host of the run is this machine"})
+            return EXIT_CLUSTER
         time.sleep(0.2)  # it ends what it has; the next one finds nothing of the run alive
     say({"kind": "refused", "what": f"the keeper of an earlier attempt did not end within {OTHER_WAIT_S:.0f} s"})
     return EXIT_BUG

@@ -205,7 +205,14 @@ class Keeper:
             writer.close()
 
     async def _take(self, order: Order, writer: asyncio.StreamWriter) -> bool:
-        """True where the order is ours from now on. An order of another attempt ends this one: two never run at once."""
+        """True where the order is ours from now on. An order of another attempt ends this one: two never run at once.
+
+        One of this attempt for another of its hosts has come to the same machine by a second name, and is refused.
+        """
+        if self.order is not None and self.order.attempt == order.attempt and self.order.node != order.node:
+            writer.write(line({"kind": "same", "attempt": self.order.attempt, "host": self.order.host}))
+            await writer.drain()
+            return False
         self.heard_s = time.monotonic()
         if self.order is None:
             self.order = order

@@ -34,6 +34,7 @@ class HostFacts:
 
     host: str  # as the hostfile has it
     name: str  # as the host calls itself
+    machine: str = ""  # machine_id: the same for two names of one host; empty: not known
     user: str
     python: str
     executable: str

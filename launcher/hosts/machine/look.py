@@ -24,6 +24,7 @@ from launcher.hosts.machine.capacity import free_memory_bytes, total_memory_byte
 from launcher.hosts.machine.facts import HostFacts
 from launcher.hosts.machine.gpus import find_gpus
 from launcher.hosts.machine.health import find_health
+from launcher.hosts.machine.identity import machine_id
 from launcher.hosts.machine.installed import installed_packages
 from launcher.hosts.machine.leftovers import find_runs_alive
 from launcher.hosts.machine.networks import has_fabric, interface_names, network_gbs
@@ -57,6 +58,7 @@ def look(
     return HostFacts(
         host=host,
         name=socket.gethostname(),
+        machine=machine_id(),
         user=_user(),
         python=sys.version.split()[0],
         executable=sys.executable,

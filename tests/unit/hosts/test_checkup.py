@@ -78,6 +78,19 @@ def test_a_file_of_a_host_that_is_not_seen_here(facts):
     ]
 
 
+def test_two_names_of_one_machine_are_told_of_the_second(facts):
+    """The answer of the first in the hostfile came last. Where the kernel does not tell, nobody is blamed."""
+    found = Examined(facts={name: facts(name, machine="boot net1") for name in ("node3", "10.0.0.1", "node1")})
+    found.facts |= {"node2": facts("node2", machine="boot net2"), "a": facts("a"), "b": facts("b")}
+    hosts = ("node1", "node2", "10.0.0.1", "node3", "a", "b")
+    one = checkup_of_hosts(hosts, found, Needs(), facts(HERE), folder="/runs", unseen=(), running=())
+    assert [(symptom.host, symptom.problem.code, symptom.stops, symptom.problem.what) for symptom in one.symptoms] == [
+        ("10.0.0.1", "E431", True, "is the same machine as node1: both names lead there"),
+        ("node3", "E431", True, "is the same machine as node1: both names lead there"),
+    ]
+    assert "name each machine once" in one.symptoms[0].problem.hint
+
+
 def test_speeds_are_those_of_the_hosts_in_their_order(facts):
     told = {"world": 4, "all_gbs": 9.0, "inside_gbs": [200.0, 201.0], "sent_gbs": [12.0, 11.0]}
     meeting = meeting_from(told, ("node1", "node2"))

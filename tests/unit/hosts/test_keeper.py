@@ -170,6 +170,25 @@ def test_another_attempt_ends_the_one_before_it_first(order, tmp_path):
     assert before not in find_processes(str(tmp_path))
 
 
+def test_a_second_name_of_the_same_machine_is_refused(order, tmp_path):
+    """Another node of the same attempt. The first one goes on."""
+    refused: list[LauncherError] = []
+
+    async def come_by_another_name(link: Link, message) -> None:
+        if message["kind"] != "started":
+            return
+        try:
+            async with contextlib.aclosing(Link(AGENT, replace(link.order, host="10.0.0.1", node=1)).messages()) as messages:
+                await anext(messages)
+        except LauncherError as error:
+            refused.append(error)
+        link.say({"stop": 1.0})
+
+    told = follow(Link(AGENT, order(SLEEP)), then=come_by_another_name)
+    assert [message["kind"] for message in told] == ["ready", "started", "ended"]
+    assert refused[0].text().startswith("10.0.0.1 [E431] is the same machine as here: both names lead there\n  hint: name each")
+
+
 def test_processes_of_a_keeper_that_was_killed_are_ended_first(order, tmp_path):
     keeper: list[int] = []
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from launcher.hosts.checks.ask import facts_from
 from launcher.hosts.checks.visit import _reply
 from launcher.hosts.machine import health
 from launcher.hosts.machine.facts import GpuHealth
+from launcher.hosts.machine.identity import machine_id
 from launcher.hosts.machine.installed import installed_packages, normalised
 from launcher.hosts.machine.leftovers import find_runs_alive
 from launcher.hosts.machine.look import READ, WRITE, look
@@ -80,6 +82,24 @@ def test_a_file_of_the_control_side_is_answered_beside_it(tmp_path):
     reply = _reply({"do": "look", "host": "node1", "folder": str(tmp_path), "share": share})
     assert reply["share"] == "seen"
     assert (tmp_path / "host0").read_text() == "a secret"
+
+
+def test_a_machine_is_told_apart_by_its_boot_and_its_namespaces(tmp_path):
+    """As two containers on one kernel, and one that is asked twice."""
+
+    def proc(name: str, network: int) -> Path:
+        folder = tmp_path / name
+        (folder / "self/ns").mkdir(parents=True)
+        (folder / "sys/kernel/random").mkdir(parents=True)
+        (folder / "sys/kernel/random/boot_id").write_text("b007\n")
+        for space, number in (("net", network), ("pid", 2), ("uts", 3)):
+            (folder / "self/ns" / space).symlink_to(f"{space}:[{number}]")
+        return folder
+
+    one, again, other = (machine_id(proc(name, network)) for name, network in (("a", 1), ("b", 1), ("c", 9)))
+    assert one == again != other
+    assert machine_id(tmp_path / "none") == ""
+    assert machine_id() == machine_id() != ""
 
 
 def test_processes_of_runs_are_found_by_their_token(tmp_path):
