@@ -160,7 +160,8 @@ CODES: dict[str, CodeInfo] = {
     "E431": CodeInfo(
         title="name leads elsewhere",
         when="On a host, the name of another one leads to itself, to a third one, or to where that host is not met; or its"
-        " own name leads to 127.0.0.1; or two hosts of the job are one machine. A name that a host does not know only warns.",
+        " own name leads to 127.0.0.1 or to a network on which the others do not reach it; or two hosts of the job are one"
+        " machine. A name that a host does not know only warns, and so does an own name of another network that is reached.",
         remedy="Mend /etc/hosts or DNS on the host that is named, and name each machine once.",
     ),
     "E432": CodeInfo(

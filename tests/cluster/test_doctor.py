@@ -234,6 +234,22 @@ def test_a_host_whose_own_name_leads_to_itself_alone(remote: Remote) -> None:
     assert (code_with_card, problems["node2"]) == (0, [])
 
 
+def test_a_host_whose_own_name_leads_to_a_second_network(tmp_path: Path) -> None:
+    """gloo goes there. It is only said while the others reach the host on it."""
+    with Cluster(hosts=2, login=True, networks=2) as cluster:
+        remote = Remote(cluster, tmp_path)
+        remote.write_job(PRETRAIN)
+        names_on(remote, "node2", lambda text: text.replace("10.77.0.12 node2", "10.78.0.12 node2"))
+        code, problems = told(remote)
+        [problem] = problems["node2"]
+        assert (code, problem["code"], problem["stops"]) == (0, "E431", False)
+        cluster.cable("node2", up=False, network_number=1)
+        [(stopped, said)] = of_node2(remote)
+    assert stopped == "E431"
+    assert "its own name node2 leads to 10.78.0.12 (eth1), where it is not reached by node1" in said
+    assert "`GLOO_SOCKET_IFNAME: eth0`" in said
+
+
 def test_one_machine_by_name_and_by_address(remote: Remote) -> None:
     """`run` would wait for ranks that never start: both links would have the same keeper."""
     (remote.folder / "hosts").write_text("node1 slots=1\n10.77.0.11 slots=1\n")

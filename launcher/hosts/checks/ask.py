@@ -143,7 +143,8 @@ async def _examine(agents: Agents, folder: Path, paths: Sequence[tuple[str, str]
             found.clocks[visit.host] = await _clock(visit)
             others = [host for host in found.facts if host != visit.host]
             answer = await visit.ask({"do": "listen", "word": secrets.token_hex(8), "others": others}, wait_s=QUICK_S)
-            found.doors[visit.host] = _DOOR.validate_python({**answer, "host": visit.host})
+            own = found.facts[visit.host].own_address
+            found.doors[visit.host] = _DOOR.validate_python({**answer, "host": visit.host, "own": own})
 
         async def reach(visit: Visit) -> None:
             question = {"do": "reach", "me": visit.host, "doors": told, "knock": found.knocks[visit.host]}

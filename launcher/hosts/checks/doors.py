@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from launcher.hosts.machine.facts import Door, Odd
 from launcher.hosts.machine.networks import interface_of
-from launcher.hosts.machine.ports import ANYWHERE, address_towards, bind_free_port
+from launcher.hosts.machine.ports import ANYWHERE, address_towards, bind_free_port, is_loopback
 
 REACH_S = 3.0  # within a data centre an answer takes a millisecond
 RESOLVE_S = 3.0
@@ -51,20 +51,27 @@ def _serve(server: socket.socket, word: bytes) -> None:
 def reach(doors: Sequence[Door], *, knock: Collection[str]) -> list[Odd]:
     """Only the hosts with whom something is odd. `knock`: whose doors are tried.
 
-    Where a name leads is tried only where it is not the address that the host itself has told.
+    Where a name leads is tried only where it is not the address that the host itself has told; so is its own name's.
     """
     names = _resolve([door.host for door in doors])
     targets = {(door.address, door.port) for door in doors if door.host in knock}
     targets |= {(address, door.port) for door in doors if (address := names[door.host]) not in (None, door.address)}
+    targets |= {(own, door.port) for door in doors if door.host in knock and (own := _other_own(door))}
     heard = _knock(sorted(targets))
     found = []
     for door in doors:
         resolved = names[door.host]
         by_address = _told(heard.get((door.address, door.port), door.word), door.word)
         by_name = REACHED if resolved in (None, door.address) else _told(heard[str(resolved), door.port], door.word)
-        if by_address != REACHED or by_name != REACHED or resolved is None:
-            found.append(Odd(host=door.host, by_address=by_address, resolved=resolved, by_name=by_name))
+        by_own = _told(heard.get((_other_own(door), door.port), door.word), door.word)
+        if {by_address, by_name, by_own} != {REACHED} or resolved is None:
+            found.append(Odd(host=door.host, by_address=by_address, resolved=resolved, by_name=by_name, by_own=by_own))
     return found
+
+
+def _other_own(door: Door) -> str:
+    """Where the host's own name leads, if that is neither the address that is tried anyway nor one for the host alone."""
+    return "" if door.own is None or door.own == door.address or is_loopback(door.own) else door.own
 
 
 def _told(heard: str, word: str) -> str:

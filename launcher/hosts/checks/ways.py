@@ -104,22 +104,52 @@ def _own_names(found: Examined, needs: Needs) -> Iterator[Symptom]:
     if needs.own_interface or len(found.facts) < 2:
         return
     for host, facts in found.facts.items():
-        what = _own_fault(facts)
-        if what:
-            door = found.doors.get(host)
+        door = found.doors.get(host)
+        fault = _own_fault(facts) or _own_unreached(found, host)
+        odd = fault or (_own_other_card(facts, door) if door else "")
+        if odd:
             card = f"`GLOO_SOCKET_IFNAME: {door.interface}`" if door and door.interface else "GLOO_SOCKET_IFNAME"
             hint = (
                 f"have it lead to the address that other hosts reach in its /etc/hosts, or name the card in cluster.env: {card}"
             )
-            yield symptom(host, "E431", what, hint)
+            what = f"its own name {facts.name} leads to {odd}"
+            yield symptom(host, "E431", what, hint, stops=bool(fault))
 
 
 def _own_fault(facts: HostFacts) -> str:
     if facts.own_address is None:
-        return f"its own name {facts.name} leads nowhere, and ranks come to where it leads"
+        return "no address of its own, and ranks come to where it leads"
     if is_loopback(facts.own_address):
-        return f"its own name {facts.name} leads to {facts.own_address}, where no other host reaches it"
+        return f"{facts.own_address}, where no other host reaches it"
     return ""
+
+
+def _own_unreached(found: Examined, host: str) -> str:
+    """A second network, or a bridge of containers, of which every host has one. Who reaches nothing of it is told by E430."""
+    facts, words = found.facts[host], {door.word for door in found.doors.values()}
+    failed = {
+        source: odd.by_own
+        for source in found.knocks
+        for odd in found.odd.get(source, ())
+        if odd.host == host and odd.by_own and not odd.by_address
+    }
+    if not failed:
+        return ""
+    said = next(iter(failed.values()))
+    heard = "another host answers" if said in words or not said.isprintable() else said
+    return f"{facts.own_address}{_of_card(facts)}, where it is not reached by {_some(list(failed))}: {heard}"
+
+
+def _own_other_card(facts: HostFacts, door: Door) -> str:
+    """It works, and may not be meant: gloo uses another network than ssh and the ranks' meeting."""
+    if facts.own_card is None or door.interface in (None, facts.own_card):
+        return ""
+    place = f"{door.address} ({door.interface})"
+    return f"{facts.own_address}{_of_card(facts)}, over which ranks use gloo; the other hosts meet it at {place}"
+
+
+def _of_card(facts: HostFacts) -> str:
+    return f" ({facts.own_card})" if facts.own_card else ""
 
 
 def _some(hosts: list[str]) -> str:

@@ -52,7 +52,8 @@ class HostFacts:
     network_gbs: float | None
     fabric: bool  # InfiniBand or RoCE, whose drivers lock memory
     interfaces: tuple[str, ...]  # names of its network cards
-    own_address: str | None  # that its own name leads to; None: to none
+    own_address: str | None  # the first one of its own that its own name leads to; None: to none
+    own_card: str | None  # the network card of that address, where it has a name
     disk_free_bytes: int
     inodes_free: int | None  # None: the file system does not count them
     open_files: int
@@ -69,13 +70,14 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Where one host can be met. `interface` is the card of `address`, where it has a name."""
+    """Where one host can be met. `interface` is the card of `address`, where it has a name; `own`: where its own name leads."""
 
     host: str
     word: str
     address: str
     port: int
     interface: str | None = None
+    own: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +86,14 @@ class Odd:
 
     `by_address`: what happened at its door, empty where it answered, or where nobody was to knock. `resolved`: where its name
     leads from here, None for nowhere; `by_name`: what happened there, empty for the right host, else a word or an error.
+    `by_own`: the same where its own name leads on the host itself; empty too where nobody was to knock.
     """
 
     host: str
     by_address: str
     resolved: str | None
     by_name: str
+    by_own: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import launcher
@@ -27,7 +28,7 @@ from launcher.hosts.machine.health import find_health
 from launcher.hosts.machine.identity import machine_id
 from launcher.hosts.machine.installed import installed_packages
 from launcher.hosts.machine.leftovers import find_runs_alive
-from launcher.hosts.machine.networks import has_fabric, interface_names, network_gbs
+from launcher.hosts.machine.networks import has_fabric, interface_names, interface_of, network_gbs
 
 _SHM = "/dev/shm"
 _HASH_CHARACTERS = 12
@@ -55,6 +56,7 @@ def look(
     exists = next(parent for parent in (folder, *folder.parents) if parent.exists())
     files, shm = os.statvfs(exists), shutil.disk_usage(_SHM) if os.path.isdir(_SHM) else None
     locked_bytes = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    own_address = _own_address()
     return HostFacts(
         host=host,
         name=socket.gethostname(),
@@ -76,7 +78,8 @@ def look(
         network_gbs=network_gbs(),
         fabric=has_fabric(),
         interfaces=tuple(interface_names()),
-        own_address=_own_address(),
+        own_address=own_address,
+        own_card=interface_of(own_address) if own_address else None,
         disk_free_bytes=files.f_bavail * files.f_frsize,
         inodes_free=files.f_favail if files.f_files else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -124,11 +127,16 @@ def _user() -> str:
 
 
 def _own_address() -> str | None:
-    """Where this host's own name leads: gloo has the other ranks come there."""
+    """Where this host's own name leads: gloo has the other ranks come there. Like gloo, the first that can be bound."""
     try:
-        return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except OSError:
         return None
+    for family, kind, protocol, _, place in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as tried:
+            tried.bind(place)
+            return str(place[0])
+    return None
 
 
 def _driver() -> str | None:

@@ -32,6 +32,7 @@ WELL = HostFacts(
     fabric=False,
     interfaces=("lo", "eth0"),
     own_address="10.0.0.1",
+    own_card="eth0",
     disk_free_bytes=500 * GIB,
     inodes_free=1_000_000,
     open_files=1024,

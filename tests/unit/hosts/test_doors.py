@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -53,3 +54,12 @@ def test_a_name_that_leads_elsewhere_is_tried_there(here, monkeypatch):
         Odd(host="node2", by_address="", resolved="127.0.0.1", by_name="a word"),
         Odd(host="node3", by_address="", resolved=None, by_name=""),
     ]
+
+
+def test_where_a_hosts_own_name_leads_is_tried_too(here, monkeypatch):
+    monkeypatch.setattr(doors, "is_loopback", lambda address: address == "127.0.0.9")
+    met = replace(here, own="127.0.0.2")
+    assert reach([met], knock={"localhost"}) == []
+    [odd] = reach([replace(met, address="127.0.0.3", word="another")], knock={"localhost"})
+    assert odd.by_own == "a word"
+    assert reach([replace(met, port=free_port(), own="127.0.0.9")], knock=set()) == []  # it leads the host to itself

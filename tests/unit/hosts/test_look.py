@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from launcher.hosts.machine.facts import GpuHealth
 from launcher.hosts.machine.identity import machine_id
 from launcher.hosts.machine.installed import installed_packages, normalised
 from launcher.hosts.machine.leftovers import find_runs_alive
-from launcher.hosts.machine.look import READ, WRITE, look
+from launcher.hosts.machine.look import READ, WRITE, _own_address, look
 
 # Each costs a cold Python 5 to 100 ms, on every host at once.
 HEAVY = (
@@ -100,6 +101,15 @@ def test_a_machine_is_told_apart_by_its_boot_and_its_namespaces(tmp_path):
     assert one == again != other
     assert machine_id(tmp_path / "none") == ""
     assert machine_id() == machine_id() != ""
+
+
+def test_an_own_name_leads_to_the_first_address_that_is_the_hosts_own(monkeypatch):
+    """As gloo takes it: what cannot be bound, such as the address of a router in front of the host, is passed over."""
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 0)) for place in ("192.0.2.1", "127.0.0.3", "127.0.0.4")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    assert _own_address() == "127.0.0.3"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places[:1])
+    assert _own_address() is None
 
 
 def test_processes_of_runs_are_found_by_their_token(tmp_path):

@@ -79,6 +79,46 @@ def test_an_own_name_that_no_other_host_can_use(facts, address):
     assert way_symptoms(found, Needs(own_interface=True)) == []
 
 
+def second_network(facts, odd: dict[int, tuple[Odd, ...]]) -> Examined:
+    """node2's own name leads to eth1; the doors are those of eth0."""
+    found = heard(4, odd)
+    found.facts = {f"node{number}": facts(f"node{number}", own_address=f"10.0.0.{number}") for number in (1, 3, 4)}
+    found.facts["node2"] = facts("node2", own_address="172.17.0.1", own_card="eth1")
+    return found
+
+
+def unmet(by_own: str, *, by_address: str = "") -> tuple[Odd, ...]:
+    return (Odd(host="node2", by_address=by_address, resolved="10.0.0.2", by_name="", by_own=by_own),)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard_there"),
+    [("connection refused", "connection refused"), ("word1", "another host answers"), ("\x16\x03", "another host answers")],
+)
+def test_an_own_name_that_leads_where_the_others_do_not_reach_the_host(facts, said, heard_there):
+    found = second_network(facts, {1: unmet(said), 3: unmet(said)})
+    what = f"its own name node2 leads to 172.17.0.1 (eth1), where it is not reached by node1, node3: {heard_there}"
+    assert told(way_symptoms(found, Needs())) == [("node2", "E431", True, what)]
+    assert way_symptoms(found, Needs(own_interface=True)) == []
+
+
+def test_an_own_name_that_leads_to_another_card_where_the_others_reach_the_host_only_warns(facts):
+    found = second_network(facts, {})
+    [one] = way_symptoms(found, Needs())
+    what = (
+        "its own name node2 leads to 172.17.0.1 (eth1), over which ranks use gloo; the other hosts meet it at 10.0.0.2 (eth0)"
+    )
+    assert told([one]) == [("node2", "E431", False, what)]
+    assert "`GLOO_SOCKET_IFNAME: eth0`" in one.problem.hint
+
+
+def test_who_does_not_reach_a_host_at_all_says_nothing_of_its_own_name(facts):
+    lost = unmet("does not answer", by_address="does not answer")
+    found = second_network(facts, {1: lost, 3: lost, 4: lost})
+    found.facts["node2"] = facts("node2", own_address="172.17.0.1", own_card=None)
+    assert [(one.host, one.problem.code) for one in way_symptoms(found, Needs())] == [("node2", "E430")]
+
+
 def clocks(*ahead_s: float, within_s: float = 0.01) -> dict[str, Clock]:
     return {f"node{number}": Clock(ahead_s=ahead, within_s=within_s) for number, ahead in enumerate(ahead_s, start=1)}
 
