@@ -11,7 +11,7 @@ from launcher.backends.registry import Starts, load_backend
 from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_json
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
 from launcher.hosts.checks.checkup import Checkup
-from launcher.hosts.checks.fitness import memory_symptoms
+from launcher.hosts.checks.fitness import planned_symptoms
 from launcher.hosts.checks.needs import asked_needs, paths_on_hosts, planned_needs
 from launcher.plan.plan import Machine
 from launcher.report.checkup import checkup_dict, checkup_text
@@ -91,8 +91,9 @@ def _check_hosts(cluster: ClusterSpec, loaded: LoadedJob | None, root: Path) -> 
             hosts = every_slot(hosts, facts)
         machine = machine_from(facts, hosts)
         if loaded is not None:
-            plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root), remote=lambda _: machine)
-            checkup = checkup.with_symptoms(memory_symptoms(facts, planned_needs(loaded.job, plan)))
+            roomy = replace(machine, disk_free_bytes=None)  # a plan would name one disk of all that are too small
+            plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root), remote=lambda _: roomy)
+            checkup = checkup.with_symptoms(planned_symptoms(facts, planned_needs(loaded.job, plan)))
     except LauncherError as error:
         return checkup.with_symptoms(doctor.symptoms_of(error.problems, hosts=checkup.hosts)), None
     return checkup, machine

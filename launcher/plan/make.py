@@ -46,7 +46,8 @@ def make_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Plac
     _raise_if_any([item for item in planned if isinstance(item, Finding)], places)
     stages = tuple(item for item in planned if isinstance(item, StagePlan))
     _raise_if_any(_disk_findings(case), places)
-    return Plan(job=job.name, machine=machine, calibration=rates.calibration, stages=stages)
+    disk_bytes = _disk_bytes(case)
+    return Plan(job=job.name, machine=machine, calibration=rates.calibration, stages=stages, disk_bytes=disk_bytes)
 
 
 def check_plan(job: JobSpec, *, machine: Machine, shape: ModelShape, places: Places, rates: Rates) -> None:
@@ -143,21 +144,28 @@ def _stage_disk_bytes(load: Load, stage: Stage, precision: Precision) -> int:
     return stage.keep * checkpoint_bytes(load) + artifact_bytes(load, precision=precision)
 
 
-def _disk_findings(case: Case) -> list[Finding]:
+def _kept_bytes(case: Case) -> list[int]:
+    """Of each stage, at its end."""
+    job, machine = case.job, case.machine
+    return [
+        _stage_disk_bytes(load_of(job, stage, case.shape), stage, precision_of(job, stage, machine)) for stage in job.stages
+    ]
+
+
+def _disk_bytes(case: Case) -> int:
     """All stages keep their last checkpoints, and a new checkpoint is complete before an old one is removed."""
+    writing = max(checkpoint_bytes(load_of(case.job, stage, case.shape)) for stage in case.job.stages)
+    return sum(_kept_bytes(case)) + writing
+
+
+def _disk_findings(case: Case) -> list[Finding]:
     free = case.machine.disk_free_bytes
-    if free is None:
+    if free is None or (need := _disk_bytes(case)) <= free:
         return []
-    job = case.job
-    loads = [load_of(job, stage, case.shape) for stage in job.stages]
-    precisions = [precision_of(job, stage, case.machine) for stage in job.stages]
-    kept = [_stage_disk_bytes(*each) for each in zip(loads, job.stages, precisions, strict=True)]
-    writing = max(checkpoint_bytes(load) for load in loads)
-    need = sum(kept) + writing
-    if need <= free:
-        return []
-    what = f"{bytes_text(need)} of checkpoints and artifacts, {bytes_text(free)} are free where the run folder lies"
-    largest = job.stages[kept.index(max(kept))].stage_name
+    place = "where the run folder lies" + (f" on {case.machine.disk_host}" if case.machine.disk_host else "")
+    what = f"{bytes_text(need)} of checkpoints and artifacts, {bytes_text(free)} are free {place}"
+    kept = _kept_bytes(case)
+    largest = case.job.stages[kept.index(max(kept))].stage_name
     hint = f"free {bytes_text(need - free)}, or choose another disk with --runs; stage {largest} takes the most"
     return [Finding(code="E211", path=("stages",), what=what, hint=hint)]
 

@@ -32,6 +32,7 @@ class Machine:
     nvlink: bool | None = None  # whether all GPUs have links that are up; None: as the catalogue says
     pcie_gbs: float | None = None  # of the slowest GPU's slot; None: as the catalogue says
     network_gbs: float | None = None  # of all cards of a host together; None: as the catalogue says
+    disk_host: str | None = None  # of several hosts, the one with the least free there
 
     @property
     def world(self) -> int:
@@ -175,6 +176,7 @@ class Plan:
     machine: Machine
     calibration: str = "catalogue"
     stages: tuple[StagePlan, ...] = field(default=())
+    disk_bytes: int = 0  # at the peak, of what all stages keep where the run folder lies
 
     def stage(self, name: str) -> StagePlan:
         return next(stage for stage in self.stages if stage.name == name)

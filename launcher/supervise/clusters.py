@@ -72,10 +72,11 @@ def machine_of(facts: Sequence[HostFacts], *, devices: Sequence[int], written_by
     """Facts of hosts that are alike enough to hold the same ranks; `devices` are the slots of each that take one."""
     hosts, cores = tuple(one.host for one in facts), min(one.cores for one in facts)
     memory_bytes = min(one.memory_bytes for one in facts)
-    disk_bytes = min(one.disk_free_bytes for one in facts) + written_bytes
+    fullest = min(facts, key=lambda one: one.disk_free_bytes)
+    disk_bytes = fullest.disk_free_bytes + written_bytes
     gpus = [one.gpus[number] for one in facts if one.gpus for number in devices]
     if not gpus:
-        return Machine.of_cpus(
+        machine = Machine.of_cpus(
             slots=len(devices),
             memory_bytes=memory_bytes,
             cores=cores,
@@ -83,7 +84,8 @@ def machine_of(facts: Sequence[HostFacts], *, devices: Sequence[int], written_by
             nodes=len(facts),
             hosts=hosts,
         )
-    return gpu_machine(
+        return replace(machine, disk_host=fullest.host)
+    machine = gpu_machine(
         gpus,
         devices=tuple(facts[0].gpus[number].number for number in devices),
         host_memory_bytes=memory_bytes,
@@ -92,6 +94,7 @@ def machine_of(facts: Sequence[HostFacts], *, devices: Sequence[int], written_by
         network_gbs=min((one.network_gbs for one in facts if one.network_gbs), default=None),
         hosts=hosts,
     )
+    return replace(machine, disk_host=fullest.host)
 
 
 def _unequal(first: ClusterHost, odd: ClusterHost) -> Problem:

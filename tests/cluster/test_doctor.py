@@ -192,6 +192,16 @@ def test_a_folder_that_is_not_shared_is_only_said(remote: Remote) -> None:
     assert list(remote.cluster.disk(LOGIN, "/srv").iterdir()) == []
 
 
+def test_a_disk_that_is_too_small_for_the_plan(remote: Remote) -> None:
+    remote.cluster.out("node2", ["mount", "-t", "tmpfs", "-o", "size=256k", "none", "/srv"])
+    [(code, said)] = of_node2(remote, "--runs", "/srv")
+    assert code == "E211"
+    assert "of checkpoints and artifacts, 256.0 KiB are free where they go" in said
+    code_of_run, _, err = remote("run", "job.yaml", "--runs", "/srv")
+    assert code_of_run != 0
+    assert "256.0 KiB are free where the run folder lies on node2" in err
+
+
 @pytest.mark.needs("nft")
 def test_a_firewall_between_the_hosts(remote: Remote) -> None:
     remote.cluster.filter("node2", "20000-32000")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from launcher.errors import Problem
 from launcher.hosts.checks.needs import Needs
@@ -35,9 +35,21 @@ def host_symptoms(facts: HostFacts, needs: Needs, *, running: Collection[str] = 
     ]
 
 
-def memory_symptoms(hosts: Iterable[HostFacts], needs: Needs) -> list[Symptom]:
-    """What only a plan tells; host_symptoms tells it too, where the plan is known when the hosts are asked."""
-    return [one for facts in hosts for one in _memory(facts, needs)]
+def planned_symptoms(hosts: Sequence[HostFacts], needs: Needs) -> list[Symptom]:
+    """What only a plan tells. Where it is known when the hosts are asked, host_symptoms tells of memory, and the plan has
+    judged the fullest disk, with what a resumed run has written.
+    """
+    return [*(one for facts in hosts for one in _memory(facts, needs)), *_room(hosts, needs)]
+
+
+def _room(hosts: Sequence[HostFacts], needs: Needs) -> Iterator[Symptom]:
+    """Every disk that is too small for the plan; the shared one, which is that of this machine too, once."""
+    for where, facts in {HERE if one.share == "seen" else one.host: one for one in hosts}.items():
+        free = facts.disk_free_bytes
+        if free < needs.disk_bytes:
+            what = f"{bytes_text(needs.disk_bytes)} of checkpoints and artifacts, {bytes_text(free)} are free where they go"
+            hint = f"free {bytes_text(needs.disk_bytes - free)} there, or choose another folder with --runs or LAUNCHER_RUNS"
+            yield symptom(where, "E211", what, hint)
 
 
 def pip(facts: HostFacts, *words: str) -> str:

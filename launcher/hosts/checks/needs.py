@@ -21,6 +21,7 @@ class Needs:
     world: int = 1
     host_bytes: int = 0  # at the peak, of all ranks of a host
     gpu_bytes: int = 0  # at the peak, of each GPU
+    disk_bytes: int = 0  # at the peak, where the run folder lies
     interfaces: tuple[tuple[str, str], ...] = ()  # (variable, network card that it names)
     own_interface: bool = False  # the ranks are told which card to use, so where a host's own name leads is of no account
     quantized: bool = False
@@ -39,7 +40,7 @@ def planned_needs(job: JobSpec, plan: Plan) -> Needs:
     host = max(ranks * ((stage.memory.host_peak_bytes or 0) + on_cpu * stage.memory.peak_bytes) for stage in plan.stages)
     gpu = 0 if on_cpu else max(stage.memory.peak_bytes for stage in plan.stages)
     asked = asked_needs(job.cluster, slots=ranks, world=machine.world, quantized=job.model.quantize is not None)
-    return replace(asked, host_bytes=host, gpu_bytes=gpu)
+    return replace(asked, host_bytes=host, gpu_bytes=gpu, disk_bytes=plan.disk_bytes)
 
 
 def cards_of(text: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.hosts.checks.fitness import host_symptoms
+from launcher.hosts.checks.fitness import host_symptoms, planned_symptoms
 from launcher.hosts.checks.needs import Needs, cards_of
 from launcher.hosts.machine.facts import HERE, GpuHealth, LeftRun
 from launcher.hosts.machine.gpus import GpuFact
@@ -59,6 +59,20 @@ def test_each_fault_is_told_with_its_remedy(facts, changed, needs, code, stops, 
     assert (found.host, found.problem.code, found.stops) == ("node1", code, stops)
     assert said in found.problem.text()
     assert found.problem.hint
+
+
+def test_every_disk_that_is_too_small_for_the_plan_is_told_of_its_host(facts):
+    needs, hosts = Needs(disk_bytes=6 * GIB), [facts("node1", disk_free_bytes=6 * GIB), facts("node2", disk_free_bytes=5 * GIB)]
+    found = planned_symptoms([*hosts, facts("node3", disk_free_bytes=GIB, share="missing")], needs)
+    assert [(one.host, one.problem.code, one.stops) for one in found] == [("node2", "E211", True), ("node3", "E211", True)]
+    assert found[0].problem.what == "6.0 GiB of checkpoints and artifacts, 5.0 GiB are free where they go"
+    assert found[0].problem.hint.startswith("free 1.0 GiB there, or choose another folder")
+    assert planned_symptoms(hosts, Needs()) == []
+
+
+def test_a_shared_disk_that_is_too_small_is_told_once(facts):
+    hosts = [facts(name, disk_free_bytes=GIB, share="seen") for name in ("node1", "node2")]
+    assert [one.host for one in planned_symptoms(hosts, Needs(disk_bytes=2 * GIB))] == [HERE]
 
 
 def test_one_gpu_or_none_needs_no_shared_memory(facts):

@@ -169,7 +169,12 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(make_job
         "job.yaml:9:1 [E211] stages: 6.4 MiB of checkpoints and artifacts, 5.0 MiB are free where the run folder lies\n"
         "  hint: free 1.4 MiB, or choose another disk with --runs; stage sft takes the most"
     )
-    assert plan(make_job(), machine=replace(cpu, disk_free_bytes=7 * MIB)).stages
+    assert 6 * MIB < plan(make_job(), machine=replace(cpu, disk_free_bytes=7 * MIB)).disk_bytes < 7 * MIB
+
+
+def test_of_several_hosts_the_one_whose_disk_is_too_small_is_named(make_job, plan, cpu):
+    with pytest.raises(LauncherError, match=r"5\.0 MiB are free where the run folder lies on node2\n"):
+        plan(make_job(), machine=replace(cpu, disk_free_bytes=5 * MIB, disk_host="node2"))
 
 
 def test_more_kept_checkpoints_need_more_disk(make_job, plan):
