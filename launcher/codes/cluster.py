@@ -148,8 +148,8 @@ CODES: dict[str, CodeInfo] = {
     ),
     "E429": CodeInfo(
         title="limit too low",
-        when="A process may open too few files or lock too little memory, or /dev/shm is too small. Only 64 MiB of /dev/shm"
-        " beside several GPUs stop a run.",
+        when="A process may open too few files or lock too little memory, or too little of /dev/shm is free. Only"
+        " 64 MiB of it or less beside several GPUs stop a run.",
         remedy="Raise the limit as the hint says.",
     ),
     "E430": CodeInfo(

@@ -9,6 +9,7 @@ from launcher.hosts.checks.checkup import Checkup
 from launcher.hosts.checks.meeting import HostSpeed
 from launcher.hosts.checks.symptom import Symptom
 from launcher.hosts.machine.facts import HERE, HostFacts
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.report.table import aligned
 from launcher.units import bytes_text
 
@@ -137,13 +138,24 @@ def _facts_dict(facts: HostFacts) -> dict[str, object]:
         "memory_bytes": facts.memory_bytes,
         "free_memory_bytes": facts.free_memory_bytes,
         "shm_bytes": facts.shm_bytes,
+        "shm_free_bytes": facts.shm_free_bytes,
         "disk_free_bytes": facts.disk_free_bytes,
         "inodes_free": facts.inodes_free,
         "open_files": facts.open_files,
         "locked_bytes": facts.locked_bytes,
         "driver": facts.driver,
-        "gpus": [
-            {"number": one.number, "name": one.name, "bytes": one.total_bytes, "free_bytes": one.free_bytes}
-            for one in facts.gpus
-        ],
+        "gpus": [_gpu_dict(facts, one) for one in facts.gpus],
     }
+
+
+def _gpu_dict(facts: HostFacts, gpu: GpuFact) -> dict[str, object]:
+    """What the driver does not tell is null."""
+    told: dict[str, object] = {
+        "number": gpu.number,
+        "name": gpu.name,
+        "bytes": gpu.total_bytes,
+        "free_bytes": gpu.free_bytes,
+    }
+    health = next((one for one in facts.health if one.number == gpu.number), None)
+    told["ecc_errors"], told["failing"] = (health.ecc_errors, health.failing) if health else (None, None)
+    return {**told, "pids": list(health.pids) if health else None}

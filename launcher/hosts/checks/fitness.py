@@ -137,10 +137,13 @@ def _limits(facts: HostFacts, needs: Needs) -> Iterator[Symptom]:
         hint = "set `* soft memlock unlimited` and `* hard memlock unlimited` in /etc/security/limits.conf and log in again"
         yield symptom(facts.host, "E429", what, hint, stops=False)
     ranks = min(needs.slots or len(facts.gpus), len(facts.gpus))
-    if ranks > 1 and facts.shm_bytes < SMALL_SHM_BYTES:
-        what = f"/dev/shm holds {bytes_text(facts.shm_bytes)}, over which {ranks} GPUs of a host exchange what they compute"
+    if ranks > 1 and facts.shm_free_bytes < SMALL_SHM_BYTES:
+        free, whole = bytes_text(facts.shm_free_bytes), bytes_text(facts.shm_bytes)
+        what = f"{free} of {whole} are free in /dev/shm, over which {ranks} GPUs of a host exchange what they compute"
         hint = "start the container with --shm-size 16g or --ipc host, or: mount -o remount,size=16g /dev/shm"
-        yield symptom(facts.host, "E429", what, hint, stops=facts.shm_bytes <= SMALLEST_SHM_BYTES)
+        if facts.shm_bytes >= SMALL_SHM_BYTES:
+            hint = "remove what ended programs have left there: see ls -l /dev/shm"
+        yield symptom(facts.host, "E429", what, hint, stops=facts.shm_free_bytes <= SMALLEST_SHM_BYTES)
 
 
 def _paths(facts: HostFacts) -> Iterator[Symptom]:

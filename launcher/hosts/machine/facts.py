@@ -30,7 +30,7 @@ class LeftRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """One host. Sizes in bytes, times in seconds since the epoch by the host's own clock."""
+    """One host. Sizes in bytes."""
 
     host: str  # as the hostfile has it
     name: str  # as the host calls itself
@@ -61,7 +61,6 @@ class HostFacts:
     unusable: dict[str, str] = field(default_factory=dict)  # path that was asked for -> what the system says
     share: str = "none"  # the file that shows whether the folder is shared: none asked for, seen, missing, or what failed
     left: tuple[LeftRun, ...] = ()
-    clock_s: float
     problems: tuple[str, ...] = ()
 
     def version(self, package: str) -> str | None:

@@ -14,7 +14,6 @@ import resource
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +86,6 @@ def look(
         unusable={path: refusal for path, use in used if (refusal := _refusal(path, use))},
         share=share,
         left=find_runs_alive(),
-        clock_s=time.time(),
         problems=tuple(problems),
     )
 

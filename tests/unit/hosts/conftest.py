@@ -37,7 +37,6 @@ WELL = HostFacts(
     inodes_free=1_000_000,
     open_files=1024,
     locked_bytes=None,
-    clock_s=0.0,
 )
 
 

@@ -9,7 +9,8 @@ from launcher.hosts.checks.checkup import Checkup, checkup_of_hosts
 from launcher.hosts.checks.meeting import Meeting, meeting_from, meeting_symptoms
 from launcher.hosts.checks.mesh import knocks
 from launcher.hosts.checks.needs import Needs
-from launcher.hosts.machine.facts import HERE, Clock, Examined
+from launcher.hosts.machine.facts import HERE, Clock, Examined, GpuHealth
+from launcher.hosts.machine.gpus import GpuFact
 from launcher.report.checkup import checkup_dict, checkup_text
 from tests.unit.hosts.conftest import door
 
@@ -67,6 +68,25 @@ def test_one_object_tells_the_same_to_programs(checkup):
     assert told["hosts"][1]["clock"] == {"ahead_s": -20.0, "within_s": 0.0}
     assert told["hosts"][2]["facts"] is None
     assert told["rendezvous"] is None
+
+
+def test_the_health_of_each_gpu_is_told_to_programs(facts):
+    gpus = [GpuFact(number=at, uuid="", name="H100", total_bytes=80, free_bytes=70, capability=(9, 0)) for at in (4, 5)]
+    health = GpuHealth(number=5, ecc_errors=2, failing="a row of its memory could not be replaced", pids=(17, 18))
+    found = Examined(facts={"node1": facts("node1", gpus=tuple(gpus), health=(health,))})
+    told = checkup_dict(Checkup(hosts=("node1",), found=found, symptoms=()))
+    assert told["hosts"][0]["facts"]["gpus"] == [
+        {"number": 4, "name": "H100", "bytes": 80, "free_bytes": 70, "ecc_errors": None, "failing": None, "pids": None},
+        {
+            "number": 5,
+            "name": "H100",
+            "bytes": 80,
+            "free_bytes": 70,
+            "ecc_errors": 2,
+            "failing": "a row of its memory could not be replaced",
+            "pids": [17, 18],
+        },
+    ]
 
 
 def test_a_file_of_a_host_that_is_not_seen_here(facts):

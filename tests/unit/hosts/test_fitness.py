@@ -20,6 +20,10 @@ def health(**changed: object) -> tuple[GpuHealth, ...]:
     return (GpuHealth(**{**known, **changed}),)  # type: ignore[arg-type]
 
 
+def shm(whole: int, free: int) -> dict[str, int]:
+    return {"shm_bytes": whole, "shm_free_bytes": free}
+
+
 def test_a_host_that_is_well_has_no_symptom(facts):
     assert host_symptoms(facts(gpus=TWO, health=(SOUND,)), Needs(slots=2, world=16)) == []
 
@@ -47,8 +51,11 @@ def test_a_host_that_is_well_has_no_symptom(facts):
         ({"inodes_free": 3}, Needs(), "E438", True, "3 more files"),
         ({}, Needs(world=512), "E429", False, "needs about 4608"),
         ({"fabric": True, "locked_bytes": 8 * MIB}, Needs(), "E429", False, "memlock unlimited"),
-        ({"gpus": TWO, "shm_bytes": 64 * MIB}, Needs(slots=2), "E429", True, "--shm-size"),
-        ({"gpus": TWO, "shm_bytes": 512 * MIB}, Needs(slots=2), "E429", False, "--shm-size"),
+        ({"gpus": TWO, **shm(64 * MIB, 64 * MIB)}, Needs(slots=2), "E429", True, "--shm-size"),
+        ({"gpus": TWO, **shm(512 * MIB, 512 * MIB)}, Needs(slots=2), "E429", False, "--shm-size"),
+        ({"gpus": TWO, **shm(512 * MIB, 9 * MIB)}, Needs(slots=2), "E429", True, "9.0 MiB of 512.0 MiB are free in /dev/shm"),
+        ({"gpus": TWO, **shm(16 * GIB, 9 * MIB)}, Needs(slots=2), "E429", True, "ls -l /dev/shm"),
+        ({"gpus": TWO, **shm(16 * GIB, 512 * MIB)}, Needs(slots=2), "E429", False, "ls -l /dev/shm"),
         ({"unusable": {"/models/llama": "is not there"}}, Needs(), "E433", True, "/models/llama is not there"),
         ({}, Needs(interfaces=(("GLOO_SOCKET_IFNAME", "ib0"),)), "E439", True, "lo, eth0"),
         ({"left": (LeftRun(token="/runs/a/1", pids=(7, 8)),)}, Needs(), "E435", False, "ssh node1 kill 7 8"),
@@ -76,8 +83,9 @@ def test_a_shared_disk_that_is_too_small_is_told_once(facts):
 
 
 def test_one_gpu_or_none_needs_no_shared_memory(facts):
-    assert host_symptoms(facts(shm_bytes=0), Needs(slots=8)) == []
-    assert host_symptoms(facts(gpus=(H100,), shm_bytes=0), Needs(slots=1)) == []
+    """Ranks on CPUs send over sockets, and nothing loads data in processes of its own."""
+    assert host_symptoms(facts(**shm(0, 0)), Needs(slots=8)) == []
+    assert host_symptoms(facts(gpus=(H100,), **shm(0, 0)), Needs(slots=1)) == []
 
 
 def test_a_run_that_somebody_controls_leaves_nothing(facts):
