@@ -16,7 +16,11 @@ from pathlib import Path
 from launcher.cli.common import add_json, say, show
 from launcher.cli.run import add_stage, finish
 from launcher.errors import EXIT_BUG, LauncherError, Problem
+from launcher.hosts.checks.needs import paths_on_hosts
+from launcher.hosts.machine.facts import HERE, HostFacts
 from launcher.hosts.machine.gpus import find_gpus
+from launcher.hosts.machine.look import look
+from launcher.hosts.nodes.alike import without_gpus
 from launcher.hosts.nodes.board import is_led, leading, say_end
 from launcher.hosts.nodes.follow import follow, say_refusal
 from launcher.hosts.nodes.place import Place, check_place, place_of
@@ -24,6 +28,7 @@ from launcher.plan.plan import Machine
 from launcher.rundir.folder import RunDir
 from launcher.supervise.control import check_stage, control
 from launcher.supervise.create import Planned
+from launcher.supervise.doctor import check_node
 from launcher.supervise.journal import Journal
 from launcher.supervise.lock import forget_other_hosts, refuse_held
 from launcher.supervise.queue import go_again
@@ -52,6 +57,7 @@ def _take_part(args: Namespace, folder: RunDir) -> int:
     place = place_of(os.environ)
     try:
         planned = _planned(args, place)
+        facts = _look(planned, place, folder)
     except LauncherError as error:
         if not place.node:
             with suppress(LauncherError):
@@ -59,7 +65,7 @@ def _take_part(args: Namespace, folder: RunDir) -> int:
         raise
     say(f"node {place.node} of {place.nodes}, told by {place.told_by}; node 0 is {place.master}")
     if place.node:
-        return follow(folder, place.node)
+        return follow(folder, place.node, facts)
     return _lead(args, folder, planned)
 
 
@@ -71,6 +77,16 @@ def _planned(args: Namespace, place: Place) -> Planned:
     check_stage(planned, args.stage)
     _check_gpus(plan.machine, node=place.node)
     return planned
+
+
+def _look(planned: Planned, place: Place, folder: RunDir) -> HostFacts:
+    """This node, where nothing that `doctor` looks for on a host stands against its part. LauncherError with what does."""
+    facts = look(HERE, folder=folder.path, paths=paths_on_hosts(planned.job))
+    if planned.plan.machine.device == "cpu":
+        facts = without_gpus(facts)
+    for one in check_node(planned.job, planned.plan, facts, node=place.node, folder=folder.path):
+        say(one.problem.text())
+    return facts
 
 
 def _send_home(folder: RunDir, place: Place, code: int) -> None:

@@ -127,13 +127,14 @@ CODES: dict[str, CodeInfo] = {
     ),
     "E425": CodeInfo(
         title="other versions on a host",
-        when="Python, a package that ranks import, or the NVIDIA driver is of another version than on most hosts. Other"
-        " packages, the last number of Python's version and that of a driver only warn.",
+        when="Python, a package that ranks import, or the NVIDIA driver is of another version than on most hosts, or than on"
+        " the first of the nodes that a scheduler starts. Other packages, the last number of Python's version and that of a"
+        " driver only warn.",
         remedy="Install the same environment on every host, with the command that is named.",
     ),
     "E426": CodeInfo(
         title="other code on a host",
-        when="The launcher's own files are not the same on all hosts, or not those of this machine.",
+        when="The launcher's own files are not the same on all hosts, or not those of this machine or of the first node.",
         remedy="Install the very same zerolaunch everywhere, or put its folder on the shared one.",
     ),
     "E427": CodeInfo(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.backends.registry import Fleets, load_backend
-from launcher.errors import Problem
+from launcher.errors import LauncherError, Problem
 from launcher.hosts.checks.ask import examine
 from launcher.hosts.checks.checkup import Checkup, checkup_of_hosts
 from launcher.hosts.checks.fitness import host_symptoms
 from launcher.hosts.checks.needs import Needs, paths_on_hosts, planned_needs
 from launcher.hosts.checks.share import sharing
 from launcher.hosts.checks.symptom import Symptom
-from launcher.hosts.machine.facts import HERE, Examined
+from launcher.hosts.machine.facts import HERE, Examined, HostFacts
 from launcher.hosts.machine.look import look
 from launcher.plan.plan import Plan
 from launcher.rundir.folder import RunDir
@@ -62,6 +63,27 @@ def check_here(needs: Needs, problems: Sequence[Problem], *, folder: Path) -> Ch
     kept = [one for one in symptoms if one.problem.code not in _TOLD_BY_PREFLIGHT]
     kept += [Symptom(host=HERE, problem=problem) for problem in problems]
     return Checkup(hosts=(HERE,), found=found, symptoms=()).with_symptoms(kept)
+
+
+def check_node(job: JobSpec, plan: Plan, facts: HostFacts, *, node: int, folder: Path) -> list[Symptom]:
+    """What is odd about this node, which has come by itself. LauncherError with all that stops it.
+
+    Memory is judged by node 0's controller, once an earlier attempt's ranks have been ended; where such ranks are still alive
+    here, by nobody: they end when the node is called. Whether somebody controls other runs' processes does not show from here.
+    """
+    needs = planned_needs(job, plan)
+    if not node or any(run.token == str(folder) for run in facts.left):
+        needs = replace(needs, host_bytes=0, gpu_bytes=0)
+    found = [_of_node(one, node) for one in host_symptoms(replace(facts, left=()), needs)]
+    if stops := [one.problem for one in found if one.stops]:
+        raise LauncherError(stops)
+    return found
+
+
+def _of_node(one: Symptom, node: int) -> Symptom:
+    """Among other nodes, `this machine` says nothing."""
+    host = f"node {node}"
+    return replace(one, host=host, problem=replace(one.problem, where=one.problem.where.replace(HERE, host)))
 
 
 def symptoms_of(problems: Iterable[Problem], *, hosts: Collection[str] = ()) -> list[Symptom]:

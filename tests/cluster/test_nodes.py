@@ -6,6 +6,8 @@ Nobody logs in to anybody. What pods share is the volume; here it is this machin
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -209,6 +212,44 @@ def test_a_first_pod_that_takes_no_part_sends_the_others_home(pods: Pods) -> Non
     (first, told), (second, _) = pods.end(0), pods.end(1)
     assert (first, second) == (4, 4)
     assert "E420" in told
+
+
+def test_a_pod_with_another_version_of_a_package_is_refused_before_anything_trains(pods: Pods) -> None:
+    """ZeRO-1 of two versions trains to the end, exits with 0 and says nothing."""
+    metadata = pods.folder / "other" / "deepspeed-0.17.6.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Name: deepspeed\nVersion: 0.17.6\n")
+    pods.render()
+    pods.start(1, PYTHONPATH=f"{pods.folder / 'other'}:{HERE['PYTHONPATH']}")
+    pods.start(0)
+    ended = {pod: pods.end(pod) for pod in (0, 1)}
+    assert [code for code, _ in ended.values()] == [4, 4], ended
+    assert f"node 1 (node2) [E425] deepspeed 0.17.6, usual is {version('deepspeed')}" in ended[0][1]
+    assert f"pip install deepspeed=={version('deepspeed')}" in ended[0][1]
+    status = [sys.executable, "-m", "launcher", "status", "--json", str(pods.run.path)]
+    told = subprocess.run(status, env={**os.environ, **HERE}, capture_output=True, text=True, check=False).stdout
+    assert "deepspeed 0.17.6" in told
+    assert not any(pods.run.stage("pretrain").path.glob("metrics*"))
+    assert pods.left() == ""
+
+
+def test_a_pod_that_lacks_memory_refuses_itself_and_is_named(pods: Pods) -> None:
+    """What `doctor` asks of a host, the node asks of itself."""
+    pods.render()
+    pods.cluster.overlay("node2", "/proc/meminfo", _little_memory(pods.folder))
+    pods.start(0)
+    pods.start(1)
+    ended = {pod: pods.end(pod) for pod in (0, 1)}
+    assert [code for code, _ in ended.values()] == [4, 4], ended
+    assert "node 1, host memory [E409]" in ended[0][1]
+    assert "node 1, host memory [E409]" in ended[1][1]
+
+
+def _little_memory(folder: Path) -> Path:
+    """A file as the kernel's, with next to nothing free."""
+    told = Path("/proc/meminfo").read_text()
+    (folder / "meminfo").write_text(re.sub(r"MemAvailable: +\d+ kB", "MemAvailable: 1024 kB", told))
+    return folder / "meminfo"
 
 
 @pytest.mark.needs(*SLURM)

@@ -40,6 +40,7 @@ class Card:
     attempt: str = ""  # the last call that it took part in
     code: int | None = None  # how its part ended; None: it waits, or its part goes on
     refusal: list[dict[str, str]] = field(default_factory=list)  # problems for which it takes no part; it has ended then
+    facts: dict[str, object] = field(default_factory=dict)  # of its software and GPUs, which node 0 compares with its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

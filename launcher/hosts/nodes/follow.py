@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.errors import EXIT_STOPPED, LauncherError, Problem
+from launcher.hosts.machine.facts import HostFacts
 from launcher.hosts.nodes import board
+from launcher.hosts.nodes.alike import said_of
 from launcher.hosts.nodes.board import BEAT_S, Call, Card, Hearing
 from launcher.hosts.nodes.join import order_of
 from launcher.hosts.nodes.part import Asked, Part, begin, end_leftovers
@@ -34,6 +36,7 @@ class Follower:
     run: RunDir
     node: int
     asked: Asked
+    facts: dict[str, object]  # as node 0 compares them
     nonce: str = field(default_factory=board.new_nonce)
     host: str = field(default_factory=socket.gethostname)
     leader: Hearing = field(default_factory=Hearing)
@@ -106,7 +109,8 @@ class Follower:
     def _speak(self) -> None:
         self._beat += 1
         self._next_beat_s = time.monotonic() + BEAT_S
-        card = Card(node=self.node, nonce=self.nonce, host=self.host, beat=self._beat, attempt=self.attempt, code=self.code)
+        beat, attempt, code, facts = self._beat, self.attempt, self.code, self.facts
+        card = Card(node=self.node, nonce=self.nonce, host=self.host, beat=beat, attempt=attempt, code=code, facts=facts)
         board.write_card(self.run, card)
 
     def _listen(self) -> None:
@@ -119,11 +123,11 @@ class Follower:
             raise LauncherError(Problem(code="E520", where=str(self.run.path), what=what, hint=hint))
 
 
-def follow(run: RunDir, node: int) -> int:
-    """The exit code, node 0's where it says one."""
+def follow(run: RunDir, node: int, facts: HostFacts) -> int:
+    """The exit code, node 0's where it says one. `facts`: of this node, as it came."""
     asked = Asked()
     asked.listen()
-    return Follower(run=run, node=node, asked=asked).follow()
+    return Follower(run=run, node=node, asked=asked, facts=said_of(facts)).follow()
 
 
 def say_refusal(run: RunDir, error: LauncherError, environ: Mapping[str, str] = os.environ) -> None:

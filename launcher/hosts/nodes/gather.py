@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,8 +18,11 @@ from typing import Literal
 
 from launcher.backends.fleet_order import FleetOrder
 from launcher.errors import EXIT_DONE, EXIT_RUN, LauncherError, Problem
+from launcher.hosts.machine.facts import HERE, HostFacts
+from launcher.hosts.machine.look import look
 from launcher.hosts.machine.ports import EVERY_CARD, free_port
 from launcher.hosts.nodes import board
+from launcher.hosts.nodes.alike import unlike_node_0, without_gpus
 from launcher.hosts.nodes.board import Call, Card, Hearing
 from launcher.hosts.nodes.follow import ASK_S
 from launcher.hosts.nodes.join import check_part, order_of
@@ -44,7 +48,7 @@ class Other:
     state: str = "not there"
     code: int | None = None
     lost: str = ""
-    refusal: list[dict[str, str]] = field(default_factory=list)  # its own problems, where it is lost because it takes no part
+    refusal: list[dict[str, str]] = field(default_factory=list)  # its problems, where it is lost because it takes no part
 
     @property
     def over(self) -> bool:
@@ -58,8 +62,12 @@ class Other:
     def host(self) -> str:
         return self.hearing.card.host if self.hearing.card else ""
 
-    def refuse(self, card: Card) -> None:
-        self.refusal, self.lost = card.refusal, card.refusal[0].get("what", "takes no part")
+    @property
+    def place(self) -> str:
+        return f"node {self.node}" + (f" ({self.host})" if self.host else "")
+
+    def refuse(self, problems: list[dict[str, str]]) -> None:
+        self.refusal, self.lost = problems, problems[0].get("what", "takes no part")
 
 
 @dataclass(slots=True)
@@ -70,6 +78,7 @@ class Gathering:
     order: FleetOrder
     asked: Asked
     others: list[Other]
+    facts: HostFacts  # of this node
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
     port: int = 0
     part: Part | None = None
@@ -124,11 +133,16 @@ class Gathering:
                 self._change(other, "lost", what=other.lost)
 
     def _greet(self, other: Other, card: Card) -> None:
-        if card.refusal:
-            other.refuse(card)
+        """Take the node in, or not: it says so itself, or has other versions, which train to the end and something else."""
+        unlike = [] if card.refusal else unlike_node_0(card.facts, self.facts, where=other.place)
+        if refusal := card.refusal or [one.problem.as_dict() for one in unlike if one.stops]:
+            other.refuse(refusal)
             self._change(other, "lost", what=other.lost)
-        else:
-            self._change(other, "ready")
+            return
+        for one in unlike:
+            sys.stderr.write(one.problem.text() + "\n")
+            self._note("host.odd", **one.as_dict())
+        self._change(other, "ready")
 
     def _call(self, do: str) -> None:
         nodes = {str(other.node): other.nonce for other in self.others}
@@ -151,7 +165,7 @@ class Gathering:
     def _hear(self, other: Other, card: Card | None) -> None:
         other.hearing.hear(card)
         if card is not None and card.refusal:
-            other.refuse(card)
+            other.refuse(card.refusal)
         elif card is not None and card.nonce != other.nonce:
             other.lost = "was started anew in the middle of the stage"
         elif other.hearing.silent:
@@ -211,16 +225,19 @@ class Gathering:
     def _change(self, other: Other, state: str, **fields: object) -> None:
         other.state = state
         stage, host = self.order.stage, other.host or f"node {other.node}"
-        with suppress(OSError):  # a full disk does not end the ranks
-            append_event(self.run.events, f"host.{state}", stage=stage, host=host, node=other.node, **fields)
+        self._note(f"host.{state}", stage=stage, host=host, node=other.node, **fields)
+        with suppress(OSError):
             states = {one.host or f"node {one.node}": one.state for one in self.others}
             write_json(self.run.stage(stage).hosts, {"t": time.time(), "hosts": states})
 
+    def _note(self, kind: str, **fields: object) -> None:
+        with suppress(OSError):  # a full disk does not end the ranks
+            append_event(self.run.events, kind, **fields)
+
 
 def _lost(other: Other) -> Problem:
-    where = f"node {other.node}" + (f" ({other.host})" if other.host else "")
     hint = "see what the scheduler says of its pod or machine; the stage goes on from its last checkpoint"
-    return Problem(code="E520", where=where, what=other.lost, hint=hint)
+    return Problem(code="E520", where=other.place, what=other.lost, hint=hint)
 
 
 def gather(run: RunDir, stage: str, environ: Mapping[str, str] = os.environ) -> int:
@@ -230,7 +247,10 @@ def gather(run: RunDir, stage: str, environ: Mapping[str, str] = os.environ) -> 
     try:
         check_part(place_of(environ), order)
         others = [Other(node) for node in range(1, len(order.hosts))]
-        return Gathering(run=run, order=order, asked=asked, others=others).gather()
+        facts = look(HERE, folder=run.path, environ=environ)
+        if order.env.get("DS_ACCELERATOR") != "cuda":
+            facts = without_gpus(facts)
+        return Gathering(run=run, order=order, asked=asked, others=others, facts=facts).gather()
     except LauncherError as error:
         told = {"t": time.time(), "problems": [problem.as_dict() for problem in error.problems]}
         write_json(run.stage(stage).fleet_problem, told)

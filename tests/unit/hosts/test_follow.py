@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from launcher.backends.fleet_order import FleetOrder, write_fleet_order
 from launcher.errors import EXIT_STOPPED, LauncherError, Problem
+from launcher.hosts.machine.facts import HostFacts
 from launcher.hosts.nodes import board, follow, gather
+from launcher.hosts.nodes.alike import said_of
 from launcher.hosts.nodes.board import Call, Card, Hearing
 from launcher.hosts.nodes.follow import Follower
 from launcher.hosts.nodes.gather import Gathering, Other
@@ -18,6 +20,7 @@ from launcher.hosts.nodes.part import Asked
 from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 from launcher.rundir.leave import SAVE_S
+from tests.unit.hosts.conftest import WELL
 
 
 @dataclass
@@ -86,6 +89,13 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[FakePart]:
     return begun
 
 
+SAID = said_of(WELL)
+
+
+def follower(run: RunDir, asked: Asked) -> Follower:
+    return Follower(run=run, node=1, asked=asked, facts=SAID, nonce="mine")
+
+
 def leader(run: RunDir, beat: int) -> None:
     board.write_card(run, Card(node=0, nonce="zero", host="node1", beat=beat))
 
@@ -95,7 +105,7 @@ def test_a_call_to_somebody_else_is_none(run: RunDir, clock: Clock, parts: list[
     board.write_call(run, Call(do="stage", nodes={"1": "gone"}, attempt="a", stage="sft"))
     asked = Asked()
     clock.at[1010.0] = lambda: setattr(asked, "to_end", True)
-    assert Follower(run=run, node=1, asked=asked, nonce="mine").follow() == EXIT_STOPPED
+    assert follower(run, asked).follow() == EXIT_STOPPED
     assert parts == []
 
 
@@ -104,7 +114,7 @@ def test_a_node_takes_part_once_and_ends_with_the_code_of_node_0(run: RunDir, cl
     board.write_call(run, Call(do="stage", nodes=me, attempt="a", stage="sft"))
     clock.at[1005.0] = lambda: setattr(parts[0], "code", 0)
     clock.at[1010.0] = lambda: board.write_call(run, Call(do="end", nodes=me, code=5))
-    assert Follower(run=run, node=1, asked=Asked(), nonce="mine").follow() == 5
+    assert follower(run, Asked()).follow() == 5
     assert [part.stage for part in parts] == ["sft"]
     card = board.read_card(run, 1)
     assert card is not None
@@ -117,14 +127,14 @@ def test_a_silent_node_0_is_taken_for_dead_and_a_new_one_is_followed(run: RunDir
     board.write_call(run, Call(do="stage", nodes=me, attempt="a", stage="sft"))
     clock.at[1000.0 + board.SILENT_S + 10] = lambda: board.write_call(run, Call(do="stage", nodes=me, attempt="b", stage="sft"))
     clock.at[1000.0 + board.SILENT_S + 20] = lambda: board.write_call(run, Call(do="end", nodes=me))
-    assert Follower(run=run, node=1, asked=Asked(), nonce="mine").follow() == 0
+    assert follower(run, Asked()).follow() == 0
     assert [part.ended for part in parts] == [True, True]
 
 
 def test_without_any_node_0_a_node_gives_up(run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "LEADER_WAIT_S", 120.0)
     with pytest.raises(LauncherError, match=r"E520.*node 0 was not heard for 2 min"):
-        Follower(run=run, node=1, asked=Asked()).follow()
+        follower(run, Asked()).follow()
 
 
 @pytest.mark.parametrize(("listening", "again"), [(True, False), (True, True), (False, False)])
@@ -140,7 +150,7 @@ def test_a_node_that_is_stopped_waits_for_its_ranks_to_save_with_all_others(
     if again:
         clock.at[1015.0] = lambda: asked._take(signal.SIGTERM, None)
     clock.at[1030.0] = lambda: setattr(parts[0], "code", 0)
-    assert Follower(run=run, node=1, asked=asked, nonce="mine").follow() == EXIT_STOPPED
+    assert follower(run, asked).follow() == EXIT_STOPPED
     assert parts[0].asked == (1 if listening else 0)
     card = board.read_card(run, 1)
     assert card is not None
@@ -152,7 +162,7 @@ def test_a_node_gives_up_on_ranks_that_do_not_leave(run: RunDir, clock: Clock, p
     write_json(run.stage("sft").listening, {})
     asked = Asked(to_end=True)
     board.write_call(run, Call(do="stage", nodes={"1": "mine"}, attempt="a", stage="sft"))
-    node = Follower(run=run, node=1, asked=asked, nonce="mine")
+    node = follower(run, asked)
     node._obey(Call(do="stage", nodes={"1": "mine"}, attempt="a", stage="sft"))
     leader(run, 1)
     for beat in range(2, 200):
@@ -174,11 +184,14 @@ def test_hearing_goes_by_what_changes_and_not_by_anybodys_clock(clock: Clock) ->
 
 def gathering(run: RunDir) -> Gathering:
     order = FleetOrder(stage="sft", hosts=("node0", "node1"), slots=1, argv=("python3",), env={}, nodes=2)
-    return Gathering(run=run, order=order, asked=Asked(), others=[Other(1)], attempt="a")
+    return Gathering(run=run, order=order, asked=Asked(), others=[Other(1)], facts=WELL, attempt="a")
 
 
-def speak(run: RunDir, beat: int, *, nonce: str = "n", attempt: str = "", code: int | None = None) -> None:
-    board.write_card(run, Card(node=1, nonce=nonce, host="pod-1", beat=beat, attempt=attempt, code=code))
+def speak(
+    run: RunDir, beat: int, *, nonce: str = "n", attempt: str = "", code: int | None = None, facts: HostFacts = WELL
+) -> None:
+    card = Card(node=1, nonce=nonce, host="pod-1", beat=beat, attempt=attempt, code=code, facts=said_of(facts))
+    board.write_card(run, card)
 
 
 def test_a_stage_is_begun_when_all_have_come_and_is_done_when_all_have_ended(
@@ -253,6 +266,42 @@ def test_a_node_that_stops_taking_part_in_the_middle_tells_why(run: RunDir, cloc
     assert gathering(run).gather() == 5
     assert read_json(run.stage("sft").fleet_problem)["problems"] == [TOO_FEW.as_dict()]
     assert parts[0].ended
+
+
+def test_a_node_with_other_versions_is_refused_before_anything_starts(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    other = replace(WELL, packages={**WELL.packages, "deepspeed": "0.9"}, code={**WELL.code, "units.py": "cc"})
+    speak(run, 1, facts=other)
+    assert gathering(run).gather() == 5
+    assert clock.now_s < 1002.0
+    found = read_json(run.stage("sft").fleet_problem)["problems"]
+    assert [(one["code"], one["where"], one["what"]) for one in found] == [  # type: ignore[attr-defined]
+        ("E425", "node 1 (pod-1)", "deepspeed 0.9, usual is 1.0"),
+        ("E426", "node 1 (pod-1)", "its launcher is another one than usual: launcher/units.py"),
+    ]
+    assert "pip install deepspeed==1.0" in found[0]["hint"]  # type: ignore[index]
+    assert [event["kind"] for event in read_events(run.events)] == ["host.lost"]
+    assert parts == []
+
+
+def test_what_only_warns_is_noted_and_the_node_takes_part(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    speak(run, 1, facts=replace(WELL, python="3.11.8"))
+    clock.at[1010.0] = lambda: speak(run, 2, attempt="a", code=0)
+    clock.at[1012.0] = lambda: setattr(parts[0], "code", 0)
+    assert gathering(run).gather() == 0
+    [odd] = [event for event in read_events(run.events) if event["kind"] == "host.odd"]
+    assert (odd["where"], odd["stops"]) == ("node 1 (pod-1)", False)
+
+
+def test_a_node_started_anew_with_other_versions_is_refused_too(run: RunDir, clock: Clock, parts: list[FakePart]) -> None:
+    """Each process is compared when it comes, also while others are waited for."""
+    order = FleetOrder(stage="sft", hosts=("node0", "node1", "node2"), slots=1, argv=(), env={}, nodes=3)
+    waiting = Gathering(run=run, order=order, asked=Asked(), others=[Other(1), Other(2)], facts=WELL)
+    speak(run, 1)
+    clock.at[1010.0] = lambda: speak(run, 1, nonce="new", facts=replace(WELL, python="3.12.1"))
+    assert waiting.gather() == 5
+    [problem] = read_json(run.stage("sft").fleet_problem)["problems"]  # type: ignore[misc]
+    assert problem["code"] == "E425"
+    assert parts == []
 
 
 def test_a_refusal_is_said_again_to_a_node_0_that_comes_later(run: RunDir, clock: Clock) -> None:
