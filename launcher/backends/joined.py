@@ -66,7 +66,7 @@ def hostfile_text(machine: Machine) -> str:
 
 
 def stage_request(job: JobSpec, plan: Plan, run: RunDir, stage: str, *, port: int) -> LaunchRequest:
-    """On node 0: all nodes of one stage. `port` is not used: the job fixes one."""
+    """On node 0: all nodes of one stage. `port` is not used: node 0 takes that of the order, or finds one that is free."""
     argv = (sys.executable, "-u", "-P", "-m", "launcher.hosts", "gather", str(run.path), stage)
     world, env = plan.stage(stage).world, ((TOKEN, str(run.path)),)
     return LaunchRequest(stage=stage, argv=argv, env=env, world=world, grace_s=GATHER_GRACE_S)

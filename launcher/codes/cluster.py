@@ -27,8 +27,9 @@ CODES: dict[str, CodeInfo] = {
     ),
     "E406": CodeInfo(
         title="no free port",
-        when="No port for the ranks to meet on could be bound, or other programs took three of them one after the other.",
-        remedy="End what holds the ports on the host that is named, or allow binding on 127.0.0.1.",
+        when="No port for the ranks to meet on could be bound, other programs took three of them one after the other, or one"
+        " holds the port that the job names.",
+        remedy="End what holds the port on the host that is named, name another one, or allow binding on 127.0.0.1.",
     ),
     "E407": CodeInfo(
         title="package missing or too old",

@@ -21,6 +21,7 @@ from launcher.rundir.folder import RunDir, read_json
 from launcher.rundir.inputs import parent_stages, stage_inputs
 from launcher.rundir.leave import SAVE_S
 from launcher.rundir.order import StageOrder
+from launcher.spec.cluster import RENDERED
 from launcher.spec.stages import Reward, StageBase
 from launcher.supervise import evidence, left, watch
 from launcher.supervise.create import Planned
@@ -151,11 +152,14 @@ class Chain:
             self.journal.say(f"  what it had left is in {moved}")
 
     def _launch(self, stage: StageBase, decision: Decision) -> None:
-        """The ranks of one stage, on another port where the first was taken between its test and its use."""
+        """The ranks of one stage, on another port where the first was taken between its test and its use.
+
+        Once where a manifest or a task file names the port: another attempt would find the same one.
+        """
         name, job, plan = stage.stage_name, self.planned.job, self.planned.plan
         backend, started_s = load_backend(job.cluster.backend), time.monotonic()
         progress = Progress(name, self.run.stage(name).metrics, stage.steps, self.journal)
-        for tries_left in reversed(range(PORT_TRIES)):
+        for tries_left in reversed(range(1 if job.cluster.backend in RENDERED else PORT_TRIES)):
             request = backend.stage_request(job, plan, self.run, name, port=free_port())
             files = watch.stage_files(self.run, name, request.world)
             progress.start()

@@ -245,6 +245,20 @@ def test_a_pod_that_lacks_memory_refuses_itself_and_is_named(pods: Pods) -> None
     assert "node 1, host memory [E409]" in ended[1][1]
 
 
+def test_a_port_that_the_manifest_names_and_somebody_holds_is_told_once(pods: Pods) -> None:
+    pods.render()
+    listens = "import socket, time; held = socket.create_server(('', 29500)); print(flush=True); time.sleep(600)"
+    holder = pods.cluster.start("node1", [sys.executable, "-c", listens], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "\n"
+    pods.start(1)
+    pods.start(0)
+    ended = {pod: pods.end(pod) for pod in (0, 1)}
+    assert [code for code, _ in ended.values()] == [4, 4], ended
+    assert re.search(r"node1, port 29500 \[E406\] .*, by process \d+ \(python", ended[0][1]), ended
+    assert len(pods.events("stage.launched")) == 1
+
+
 def _little_memory(folder: Path) -> Path:
     """A file as the kernel's, with next to nothing free."""
     told = Path("/proc/meminfo").read_text()

@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from launcher.errors import LauncherError, Problem
 
@@ -14,6 +15,7 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range from which the kernel 
 PORT_TRIES = 200
 LOOPBACK, EVERY_CARD, ANYWHERE = "127.0.0.1", "0.0.0.0", "::"
 _ANY_PORT = 9  # of UDP: nothing is sent
+_LISTENS = "0A"  # in the kernel's tables of sockets
 
 
 def free_port(address: str = LOOPBACK) -> int:
@@ -37,6 +39,45 @@ def bind_free_port(address: str) -> socket.socket:
         return tried
     what = f"none of {PORT_TRIES} ports between {FIRST_PORT} and {LAST_PORT} could be bound on {address}"
     raise LauncherError(Problem(code="E406", where=address, what=what, hint="end what holds them"))
+
+
+def check_port(port: int) -> None:
+    """LauncherError E406 where ranks cannot meet on the very port that the job names, with who holds it."""
+    dual = socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if dual else socket.AF_INET) as tried:
+        if dual:
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # As PyTorch does it: connections of the stage before, which the kernel remembers for a minute, hold nothing.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((ANYWHERE if dual else EVERY_CARD, port))
+            return
+        except OSError as error:
+            holder = holder_of(port)
+            what = f"the job names it for the ranks to meet on: {error.strerror}{f', by {holder}' if holder else ''}"
+    hint = "end what holds it, or set another `port` in cluster.kubernetes or cluster.cloud and render again"
+    raise LauncherError(Problem(code="E406", where=f"{socket.gethostname()}, port {port}", what=what, hint=hint))
+
+
+def holder_of(port: int, proc: Path = Path("/proc")) -> str:
+    """Which process listens on it: `process 12 (python3)`. Empty where the system does not tell, as of other users."""
+    sockets = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
+    for handle in proc.glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(handle) in sockets:
+                process = handle.parent.parent
+                return f"process {process.name} ({(process / 'comm').read_text(encoding='utf-8').strip()})"
+    return ""
+
+
+def _listening(table: Path, port: int) -> list[str]:
+    """Inodes of the sockets that listen on the port. Columns: number, local address, remote one, state, …, inode the tenth."""
+    try:
+        lines = table.read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return []
+    rows = [line.split() for line in lines]
+    return [row[9] for row in rows if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == port]
 
 
 def is_loopback(address: str) -> bool:

@@ -20,7 +20,7 @@ from launcher.backends.fleet_order import FleetOrder
 from launcher.errors import EXIT_DONE, EXIT_RUN, LauncherError, Problem
 from launcher.hosts.machine.facts import HERE, HostFacts
 from launcher.hosts.machine.look import look
-from launcher.hosts.machine.ports import EVERY_CARD, free_port
+from launcher.hosts.machine.ports import EVERY_CARD, check_port, free_port
 from launcher.hosts.nodes import board
 from launcher.hosts.nodes.alike import unlike_node_0, without_gpus
 from launcher.hosts.nodes.board import Call, Card, Hearing
@@ -91,6 +91,8 @@ class Gathering:
         """The exit code: 0 where launch.py ended so on every node."""
         if not self._come():
             return self._exit_code()
+        if self.order.port is not None:
+            check_port(self.order.port)
         self.port = self.order.port or free_port(EVERY_CARD)
         self._call("stage")
         stage, slots = self.order.stage, self.order.slots

@@ -10,6 +10,7 @@ import pytest
 
 from launcher.backends.fleet_order import FleetOrder, write_fleet_order
 from launcher.errors import EXIT_STOPPED, LauncherError, Problem
+from launcher.hosts.machine import ports
 from launcher.hosts.machine.facts import HostFacts
 from launcher.hosts.nodes import board, follow, gather
 from launcher.hosts.nodes.alike import said_of
@@ -301,6 +302,19 @@ def test_a_node_started_anew_with_other_versions_is_refused_too(run: RunDir, clo
     assert waiting.gather() == 5
     [problem] = read_json(run.stage("sft").fleet_problem)["problems"]  # type: ignore[misc]
     assert problem["code"] == "E425"
+    assert parts == []
+
+
+def test_a_port_that_the_job_names_and_somebody_holds_is_told_before_anything_starts(
+    run: RunDir, clock: Clock, parts: list[FakePart]
+) -> None:
+    speak(run, 1)
+    with ports.bind_free_port(ports.EVERY_CARD) as held:
+        held.listen()
+        one = gathering(run)
+        one.order = replace(one.order, port=held.getsockname()[1])
+        with pytest.raises(LauncherError, match=r"port \d+ \[E406\] .*by process \d+"):
+            one.gather()
     assert parts == []
 
 

@@ -18,6 +18,7 @@ from launcher.plan.make import make_plan
 from launcher.rundir.events import read_events
 from launcher.rundir.folder import RunDir, read_json, write_json
 from launcher.spec.load import open_job_text
+from launcher.supervise import chain
 from launcher.supervise.chain import Chain, Ending
 from launcher.supervise.create import Planned, write_run
 from launcher.supervise.facts import detect_machine, find_shape
@@ -235,6 +236,15 @@ def test_a_port_taken_between_test_and_use_is_tried_again(run, walk):
     assert walk(fault="sft:port").state == "done"
     launched = [event for event in read_events(run.events) if event["kind"] == "stage.launched" and event["stage"] == "sft"]
     assert len(launched) == 2
+
+
+def test_a_port_that_the_job_names_is_not_tried_again(run, walk, monkeypatch):
+    """Another attempt would be on the same one."""
+    monkeypatch.setattr(chain, "RENDERED", ("local",))
+    ending = walk(fault="sft:port")
+    assert (ending.state, ending.stage) == ("failed", "sft")
+    launched = [event for event in read_events(run.events) if event["kind"] == "stage.launched" and event["stage"] == "sft"]
+    assert len(launched) == 1
 
 
 def test_a_stop_ends_the_chain_and_resume_goes_on(run, walk):
