@@ -7,15 +7,15 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, N
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.backends.registry import Starts, load_backend
+from launcher.backends.registry import Renders, Starts, load_backend
 from launcher.cli.common import add_json, add_runs, runs_root, say, show, show_json
 from launcher.errors import EXIT_CLUSTER, EXIT_DONE, LauncherError, Problem
 from launcher.hosts.checks.checkup import Checkup
 from launcher.hosts.checks.fitness import planned_symptoms
-from launcher.hosts.checks.needs import asked_needs, paths_on_hosts, planned_needs
+from launcher.hosts.checks.needs import Needs, asked_needs, paths_on_hosts, planned_needs
 from launcher.plan.plan import Machine
 from launcher.report.checkup import checkup_dict, checkup_text
-from launcher.spec.cluster import ClusterSpec
+from launcher.spec.cluster import RENDERED, ClusterSpec
 from launcher.spec.hostfile import HOST
 from launcher.spec.hosts import hosts_of
 from launcher.spec.load import LoadedJob, open_job
@@ -23,7 +23,7 @@ from launcher.supervise import doctor, preflight
 from launcher.supervise.clusters import every_slot, machine_from
 from launcher.supervise.drafting import drafted_shapes
 from launcher.supervise.facts import machine_here
-from launcher.supervise.planning import plan_here
+from launcher.supervise.planning import plan_here, plan_of
 from launcher.supervise.queue import check_queue
 from launcher.supervise.rendezvous import meet
 from launcher.supervise.stop import StopFlag, listening
@@ -101,17 +101,23 @@ def _check_hosts(cluster: ClusterSpec, loaded: LoadedJob | None, root: Path) -> 
 
 def _check_here(cluster: ClusterSpec, loaded: LoadedJob | None, root: Path) -> tuple[Checkup, Machine | None]:
     """This machine. The job's ranks, or those that a job would have without saying more."""
-    machine, problems = None, list[Problem]()
+    machine, problems, backend = None, list[Problem](), load_backend(cluster.backend)
     try:
-        if loaded is not None and isinstance(load_backend(cluster.backend), Starts):
+        if loaded is not None and isinstance(backend, Starts):
             problems += _start_problems(loaded, root)
+        elif loaded is not None and cluster.backend in RENDERED:
+            _check_render(loaded, root)
         else:
             machine = machine_here(cluster, runs_root=root)
             problems += _own_problems(loaded, root)
     except LauncherError as error:
         problems += error.problems
-    slots = machine.slots if machine else None
-    return doctor.check_here(asked_needs(cluster, slots=slots, world=slots or 1), problems, folder=root), machine
+    if isinstance(backend, Renders):
+        needs = Needs(slots=1)  # no rank is here: neither the nodes' network cards nor much of /dev/shm are needed
+    else:
+        slots = machine.slots if machine else None
+        needs = asked_needs(cluster, slots=slots, world=slots or 1)
+    return doctor.check_here(needs, problems, folder=root), machine
 
 
 def _own_problems(loaded: LoadedJob | None, root: Path) -> list[Problem]:
@@ -122,9 +128,15 @@ def _own_problems(loaded: LoadedJob | None, root: Path) -> list[Problem]:
     return preflight.here_problems(loaded.job, plan, writable=root)
 
 
+def _check_render(loaded: LoadedJob, root: Path) -> None:
+    """LauncherError where `render`, all that such a job needs of this machine, would refuse it."""
+    say("the job's nodes are not asked: each looks at itself when it has come; here the job is only planned")
+    plan_of(loaded, runs_root=root, unknown=drafted_shapes(root))
+
+
 def _start_problems(loaded: LoadedJob, root: Path) -> list[Problem]:
     """Of a machine that only has the nodes started."""
-    say("the job's nodes are not asked: each looks at itself when it has come")
+    say("the job's nodes are not asked: each looks at itself when it has come, and node 0 compares them")
     plan = plan_here(loaded, runs_root=root, unknown=drafted_shapes(root))
     problems = preflight.outside_problems(loaded.job, plan, writable=root)
     if loaded.job.cluster.backend == "slurm":
