@@ -71,7 +71,7 @@ def place_of(environ: Mapping[str, str]) -> Place:
 def check_place(place: Place, *, planned: int) -> None:
     """LauncherError E441 where the nodes are not as many as the plan is for."""
     if place.nodes != planned:
-        what = f"{place.told_by} has started {place.nodes} nodes, the plan is for {planned}"
+        what = f"{place.told_by} has started {place.nodes} {'node' if place.nodes == 1 else 'nodes'}, the plan is for {planned}"
         hint = f"start exactly {planned}, or set cluster.nodes to {place.nodes} and render again"
         raise LauncherError(Problem(code="E441", where=f"node {place.node}", what=what, hint=hint))
 
