@@ -106,7 +106,10 @@ def _take(folder: RunDir) -> None:
 
 
 def _note_refusal(folder: RunDir, error: LauncherError) -> None:
-    """For whoever waits for the run elsewhere."""
+    """For whoever waits for the run elsewhere. Who comes before node 0 makes the folder, as those do who take part."""
+    with suppress(LauncherError, OSError):  # without a place among the nodes it may be anybody's folder
+        place_of(os.environ)
+        folder.path.mkdir(parents=True, exist_ok=True)
     if folder.path.is_dir():
         Journal(folder).problems("node.refused", list(error.problems), host=socket.gethostname())
         say_refusal(folder, error)

@@ -237,8 +237,9 @@ def test_a_pod_that_lacks_memory_refuses_itself_and_is_named(pods: Pods) -> None
     """What `doctor` asks of a host, the node asks of itself."""
     pods.render()
     pods.cluster.overlay("node2", "/proc/meminfo", _little_memory(pods.folder))
-    pods.start(0)
     pods.start(1)
+    pods.wait_for(lambda: board.read_card(pods.run, 1))  # before node 0 has made the run folder
+    pods.start(0)
     ended = {pod: pods.end(pod) for pod in (0, 1)}
     assert [code for code, _ in ended.values()] == [4, 4], ended
     assert "node 1, host memory [E409]" in ended[0][1]
